@@ -1,0 +1,78 @@
+import json
+import shlex
+import sys
+from pathlib import Path
+
+SCRIPTS = str(Path(workflow.basedir) / "scripts")
+sys.path.insert(0, SCRIPTS)
+
+from esmflow.config import check_config, read_samples
+from esmflow.errors import EsmflowError
+from esmflow.spec import LETTERS_VERSION, NUMERICS_VERSION, ModelSpec
+
+try:
+    config = check_config(config)
+    SAMPLES = read_samples(Path(config["samples"]))
+except EsmflowError as error:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+# Where the commands lie is no part of them: a clone that was moved has nothing to do again. An environment made by
+# Snakemake brings its own Python; else Snakemake's own is the one with the requirements.
+environment = f"export ESMFLOW={shlex.quote(SCRIPTS)}"
+if not workflow.deployment_settings.deployment_method:
+    environment += f" PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+shell.prefix(f"{environment}; ")
+
+MODELS = config["models"]
+RESULTS = config["results"]
+STORE = config["store"]
+CATALOG = f"{RESULTS}/catalog/{{sample}}.parquet"
+SEQUENCES = f"{RESULTS}/sequences/{{sample}}.parquet"
+DESCRIPTOR = f"{RESULTS}/models/{{model}}.json"
+PLAN = f"{RESULTS}/plan"
+RECEIPT = f"{RESULTS}/receipts/{{job}}.json"
+TABLE = f"{RESULTS}/features/{{sample}}/{{model}}/{{output}}.parquet"
+STATUS = f"{RESULTS}/status/{{sample}}.tsv"
+
+
+wildcard_constraints:
+    sample="[^/]+",
+    model="[^/]+",
+    job="[0-9a-f]+",
+    output=r"layer\d+\.(mean|bos|max|std)",
+
+
+def numeric_config(model):
+    """What of a model's config decides numbers: a change of it reruns."""
+    return {key: MODELS[model][key] for key in ModelSpec.__dataclass_fields__ if key != "name"}
+
+
+def parent(files):
+    """The directory that files have in common."""
+    return str(Path(files[0]).parent)
+
+
+def read_plan():
+    """The current plan, once its checkpoint has run."""
+    directory = Path(checkpoints.plan.get().output.directory)
+    return json.loads((directory / "plan.json").read_text(encoding="utf-8"))
+
+
+def tables(wildcards):
+    """All feature tables, with their layers counted from 0."""
+    names = (name.split("/") for name in read_plan()["tables"])
+    return [TABLE.format(sample=sample, model=model, output=output) for sample, model, output in names]
+
+
+def table_receipts(wildcards):
+    """The receipts of the jobs that a feature table needs."""
+    jobs = read_plan()["tables"][f"{wildcards.sample}/{wildcards.model}/{wildcards.output}"]
+    return expand(RECEIPT, job=jobs)
+
+
+def sample_receipts(wildcards):
+    """The receipts of the jobs that any feature table of a sample needs."""
+    needed = read_plan()["tables"].items()
+    jobs = {job for table, names in needed if table.startswith(f"{wildcards.sample}/") for job in names}
+    return expand(RECEIPT, job=sorted(jobs))

@@ -1,0 +1,52 @@
+def table_spec(wildcards):
+    """The part of a model's config that concerns one table, so that another layer leaves it alone."""
+    layer, representation = wildcards.output.removeprefix("layer").split(".")
+    return json.dumps(numeric_config(wildcards.model) | {"layers": [int(layer)], "representations": [representation]})
+
+
+rule features:
+    input:
+        table_receipts,
+        catalog=CATALOG,
+        descriptor=DESCRIPTOR,
+    output:
+        TABLE,
+    log:
+        "logs/features/{sample}/{model}/{output}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/features/{{sample}}/{{model}}/{{output}}.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    params:
+        spec=table_spec,
+        numerics=NUMERICS_VERSION,
+        store=STORE,
+    shell:
+        'python "$ESMFLOW"/features.py'
+        " --log {log:q} --catalog {input.catalog:q} --model {wildcards.model:q}"
+        " --spec {params.spec:q} --descriptor {input.descriptor:q} --output {wildcards.output:q}"
+        " --store {params.store:q} --table {output:q}"
+
+
+rule status:
+    input:
+        sample_receipts,
+        catalog=CATALOG,
+        descriptors=expand(DESCRIPTOR, model=MODELS),
+    output:
+        STATUS,
+    log:
+        "logs/status/{sample}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/status/{{sample}}.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    params:
+        models=json.dumps({model: numeric_config(model) for model in MODELS}),
+        numerics=NUMERICS_VERSION,
+        descriptors=lambda wildcards, input: parent(input.descriptors),
+        store=STORE,
+    shell:
+        'python "$ESMFLOW"/status.py'
+        " --log {log:q} --catalog {input.catalog:q} --models {params.models:q}"
+        " --descriptors {params.descriptors:q} --store {params.store:q} --status {output:q}"

@@ -1,0 +1,19 @@
+rule ingest:
+    input:
+        lambda wildcards: SAMPLES[wildcards.sample],
+    output:
+        catalog=CATALOG,
+        sequences=SEQUENCES,
+    log:
+        "logs/ingest/{sample}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/ingest/{{sample}}.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    params:
+        invalid=config["invalid"],
+        letters=LETTERS_VERSION,
+    shell:
+        'python "$ESMFLOW"/ingest.py'
+        " --log {log:q} --sample {wildcards.sample:q} --catalog {output.catalog:q}"
+        " --sequences {output.sequences:q} --invalid {params.invalid:q} -- {input:q}"

@@ -1,0 +1,31 @@
+checkpoint plan:
+    input:
+        sequences=expand(SEQUENCES, sample=SAMPLES),
+        descriptors=expand(DESCRIPTOR, model=MODELS),
+        samples=config["samples"],
+    output:
+        directory=directory(PLAN),
+    log:
+        "logs/plan/plan.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/plan.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    resources:
+        target_minutes=str(config["sharding"]["target_minutes"]),
+        max_jobs=str(config["workers"]["max_jobs"]),
+        gpus_per_job=str(config["workers"]["gpus_per_job"]),
+    params:
+        models=json.dumps({model: numeric_config(model) for model in MODELS}),
+        numerics=NUMERICS_VERSION,
+        sequences=lambda wildcards, input: parent(input.sequences),
+        descriptors=lambda wildcards, input: parent(input.descriptors),
+        receipts=f"{RESULTS}/receipts",
+        store=STORE,
+    shell:
+        'python "$ESMFLOW"/plan.py'
+        " --log {log:q} --models {params.models:q} --samples {input.samples:q}"
+        " --sequences {params.sequences:q} --descriptors {params.descriptors:q} --store {params.store:q}"
+        " --receipts {params.receipts:q} --output {output.directory:q}"
+        " --target-minutes {resources.target_minutes} --max-jobs {resources.max_jobs}"
+        " --gpus-per-job {resources.gpus_per_job}"

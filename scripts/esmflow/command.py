@@ -1,0 +1,58 @@
+"""What every command shares: its log, and its way to end (one line and the exit code of the contract)."""
+
+import argparse
+import errno
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from esmflow.errors import EsmflowError, IncompleteError, WriteError
+
+_CANNOT_WRITE = {
+    errno.ENOSPC: "the disk is full; free some space and run again",
+    errno.EDQUOT: "the disk quota is used up; free some space and run again",
+    errno.EFBIG: "the file-size limit is reached; raise it (ulimit -f) and run again",
+    errno.EROFS: "the file system is read-only; choose another place",
+    errno.EACCES: "permission denied; choose another place or ask its owner",
+    errno.EPERM: "not permitted; choose another place or ask its owner",
+    errno.ENOTDIR: "a file stands where a directory is needed; move it away",
+}
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """An argument parser with the options that all commands share."""
+    result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    result.add_argument("--log", type=Path, help="write the log to this file as well as to standard error")
+    return result
+
+
+def run(command: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser) -> None:
+    """Parse the arguments, run the command and exit with the contract's code."""
+    options = arguments.parse_args()
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
+    if options.log:
+        options.log.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(options.log, mode="w", encoding="utf-8"))
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S", handlers=handlers
+    )
+    try:
+        command(options)
+    except EsmflowError as error:
+        _end(error)
+    except KeyboardInterrupt:
+        _end(IncompleteError("interrupted; what was committed is kept, run the same command again to go on"))
+    except OSError as error:
+        if advice := _CANNOT_WRITE.get(error.errno or 0):
+            _end(WriteError(f"{error.filename or 'output'}: cannot be written: {advice}"))
+        logging.exception("unexpected error")
+        sys.exit(1)
+    except Exception:
+        logging.exception("unexpected error")
+        sys.exit(1)
+
+
+def _end(error: EsmflowError) -> None:
+    logging.error("error: %s", error)
+    sys.exit(error.exit_code)

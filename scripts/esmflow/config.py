@@ -1,0 +1,112 @@
+"""The config and the sample sheet: checked before any job runs, with one line for what is wrong."""
+
+import copy
+import csv
+import difflib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from esmflow.errors import ConfigError
+
+_SCHEMA = Path(__file__).parents[2] / "config" / "schemas" / "config.schema.json"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def check_config(config: Mapping[str, object]) -> dict[str, Any]:
+    """The config with its defaults filled in. Raises ConfigError for the first thing that is wrong with it."""
+    schema = json.loads(_SCHEMA.read_text(encoding="utf-8"))
+    errors = sorted(
+        jsonschema.Draft202012Validator(schema).iter_errors(config),
+        key=lambda error: (error.validator != "additionalProperties", list(map(str, error.absolute_path))),
+    )
+    if errors:
+        raise ConfigError(f"config: {_explain(errors[0])}")
+    checked: dict[str, Any] = _with_defaults(copy.deepcopy(dict(config)), schema)
+    for name, model in checked["models"].items():
+        weights = model["weights"]
+        if weights != "fair-esm" and not weights.startswith("wheel:") and not Path(weights).exists():
+            raise ConfigError(
+                f"config: models.{name}.weights: {weights} does not exist; "
+                "give the path of a weights file or directory, or 'fair-esm' for the official file"
+            )
+    return checked
+
+
+def read_samples(sheet: Path) -> dict[str, list[Path]]:
+    """The FASTA files of each sample, from a tab-separated sheet with the columns `sample` and `fasta`.
+
+    Raises ConfigError for a missing file or column, a name that cannot be part of a path, the same file twice in a
+    sample, and names that differ only in case (their outputs would clash on some file systems).
+    """
+    try:
+        with sheet.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{sheet}: sample sheet cannot be read ({error}); correct 'samples' in the config") from error
+    samples: dict[str, list[Path]] = {}
+    spelling: dict[str, str] = {}
+    seen: set[tuple[str, Path]] = set()
+    for line, row in enumerate(rows, 2):
+        where = f"{sheet}: line {line}"
+        name, fasta = row.get("sample"), row.get("fasta")
+        if not name or not fasta:
+            raise ConfigError(f"{where}: needs the tab-separated columns 'sample' and 'fasta'")
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"{where}: sample name {name!r} may hold only letters, digits, '.', '_' and '-', "
+                "and begin with a letter or digit"
+            )
+        if spelling.setdefault(name.lower(), name) != name:
+            raise ConfigError(
+                f"{where}: samples {spelling[name.lower()]} and {name} differ only in case and their outputs would "
+                "clash; rename one"
+            )
+        path = Path(fasta)
+        if not path.is_file():
+            raise ConfigError(f"{where}: sample {name}: FASTA {fasta} does not exist; correct its path")
+        if (name, path.resolve()) in seen:
+            raise ConfigError(f"{where}: sample {name} has {fasta} twice; remove one line")
+        seen.add((name, path.resolve()))
+        samples.setdefault(name, []).append(path)
+    if not samples:
+        raise ConfigError(f"{sheet}: no samples; add lines with 'sample' and 'fasta'")
+    return samples
+
+
+def _explain(error: jsonschema.ValidationError) -> str:
+    schema: Any = error.schema
+    value: Any = error.validator_value
+    where = ".".join(map(str, error.absolute_path))
+    prefix = f"{where}: " if where else ""
+    instance: Any = error.instance
+    if error.validator == "additionalProperties":
+        known = list(schema["properties"])
+        unknown = next(key for key in instance if key not in known)
+        near = difflib.get_close_matches(str(unknown), known, n=1, cutoff=0.5)
+        advice = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known)}"
+        return f"{prefix}unknown key '{unknown}'; {advice}"
+    if error.validator == "required":
+        missing = next(key for key in value if key not in instance)
+        return f"{prefix}key '{missing}' is missing"
+    if error.validator == "enum":
+        return f"{prefix}{instance!r} is not one of {', '.join(map(str, value))}"
+    if error.validator == "anyOf":
+        return f"{prefix}{instance!r} is neither 'auto' nor a whole number of at least 3"
+    return f"{prefix}{error.message}"
+
+
+def _with_defaults(value: dict[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
+    for name, part in schema.get("properties", {}).items():
+        if "default" in part:
+            value.setdefault(name, copy.deepcopy(part["default"]))
+        if part.get("type") == "object" and name in value:
+            _with_defaults(value[name], part)
+    if isinstance(entries := schema.get("additionalProperties"), dict):
+        for entry in value.values():
+            _with_defaults(entry, entries)
+    return value

@@ -1,0 +1,54 @@
+"""What is known of a model once its weights are in place."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from esmflow import files
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of an ESM trunk, as read from a weights file."""
+
+    kind: str
+    """`ESM-2` (rotary positions) or `ESM-1b` (learned positions: ESM-1b and ESM-1v)."""
+    layers: int
+    embed_dim: int
+    heads: int
+    ffn_dim: int
+    token_dropout: bool
+    max_residues: int | None
+    """The longest sequence the positions reach; None for rotary positions."""
+
+    def flops(self, tokens: np.ndarray, layers: int) -> np.ndarray:
+        """Floating-point operations of the first `layers` layers, linear plus attention, float64 [sequences].
+
+        tokens: int [sequences], residues plus BOS and EOS. A multiplication and an addition count as two.
+        """
+        linear = 2 * (4 * self.embed_dim**2 + 2 * self.embed_dim * self.ffn_dim)
+        operations: np.ndarray = layers * tokens.astype(np.float64) * (linear + 4 * self.embed_dim * tokens)
+        return operations
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """A model that is in place: where its weights lie, what they are, and the hash that keys the store."""
+
+    name: str
+    files: list[str]
+    bytes: int
+    sha256: str
+    architecture: Architecture
+
+    def save(self, path: Path) -> None:
+        """Write the descriptor as JSON, in one atomic step."""
+        files.write_text(path, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Descriptor":
+        """Read a descriptor written by `save`."""
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**fields | {"architecture": Architecture(**fields["architecture"])})

@@ -1,0 +1,181 @@
+"""The engine: sequences in, pooled vectors out, through packs of a fixed token budget."""
+
+import time
+from bisect import bisect_left, insort
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from esmflow.errors import DeviceError
+from esmflow.model import Esm, Pack
+from esmflow.spec import Output
+
+#: Tokens per pack if none are asked for. On a CPU a pack should stay in the cache, on a GPU fill the device.
+AUTO_TOKENS = {"cpu": 2048, "cuda": 32768}
+
+
+@dataclass
+class Figures:
+    """What an engine has done so far."""
+
+    sequences: int = 0
+    residues: int = 0
+    tokens: int = 0
+    packs: int = 0
+    pack_capacity: int = 0
+    """Tokens that the packs could have held: their budget, or more for a single long sequence."""
+    last_pack_free: int = 0
+    """Free tokens in the last, partly filled packs: one for each call of `embed`."""
+    seconds: float = 0.0
+
+    @property
+    def fill(self) -> float:
+        """Share of the packs' capacity that was filled, but for the last pack of each call."""
+        return self.tokens / max(self.pack_capacity - self.last_pack_free, 1)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """The vectors of some sequences, row by row."""
+
+    vectors: dict[Output, np.ndarray]
+    """float32 [sequences, embed_dim] for each output; NaN where there is a reason."""
+    reasons: list[str | None]
+    """Why a sequence has no vectors; None for those that have them."""
+
+
+class Engine:
+    """Embeds sequences with one model.
+
+    On a CPU, `threads` packs are computed side by side, each by one thread: packs need no synchronisation, so
+    this keeps every core busier than sharing each operation among the cores would.
+    """
+
+    def __init__(self, model: Esm, *, tokens_per_pack: int | None = None, threads: int = 1) -> None:
+        self.model = model
+        self.tokens_per_pack = tokens_per_pack or AUTO_TOKENS[model.device.type]
+        self.figures = Figures()
+        self._threads = threads if model.device.type == "cpu" else 1
+
+    def embed(
+        self,
+        sequences: Sequence[bytes],
+        outputs: Sequence[Output],
+        progress: Callable[[np.ndarray], None] | None = None,
+    ) -> Embedded:
+        """Embed sequences (upper-case residue letters, at least one each).
+
+        `progress` is called with the row numbers of each finished pack. A sequence whose vectors are not finite
+        is computed again alone, and if they still are not, gets a reason instead.
+        """
+        start = time.perf_counter()
+        embed_dim = self.model.architecture.embed_dim
+        vectors = {output: np.full((len(sequences), embed_dim), np.nan, dtype=np.float32) for output in outputs}
+        reasons: list[str | None] = [None] * len(sequences)
+        tokens = np.array([len(residues) + 2 for residues in sequences], dtype=np.int64)
+        packs = plan_packs(tokens, self.tokens_per_pack)
+
+        def forward(rows: np.ndarray) -> tuple[np.ndarray, dict[Output, np.ndarray]]:
+            return rows, self._forward([sequences[row] for row in rows], outputs)
+
+        pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
+        try:
+            for rows, result in pool.map(forward, packs):
+                for output, values in result.items():
+                    vectors[output][rows] = values
+                for row in rows[~np.all([np.isfinite(values).all(axis=1) for values in result.values()], axis=0)]:
+                    alone = self._forward([sequences[row]], outputs)
+                    if not all(np.isfinite(values).all() for values in alone.values()):
+                        reasons[row] = "non-finite representation"
+                    for output, values in alone.items():
+                        vectors[output][row] = np.nan if reasons[row] else values[0]
+                if progress:
+                    progress(rows)
+        finally:
+            pool.shutdown(cancel_futures=True)
+        self._count(tokens, packs, time.perf_counter() - start)
+        return Embedded(vectors, reasons)
+
+    def _forward(self, sequences: Sequence[bytes], outputs: Sequence[Output]) -> dict[Output, np.ndarray]:
+        pack = Pack.of(sequences).to(self.model.device)
+        wanted = {layer: [o for o in outputs if o.layer == layer] for layer in {output.layer for output in outputs}}
+        result: dict[Output, np.ndarray] = {}
+        for layer, x in self.model.representations(pack, wanted):
+            pooled = pool(x, pack.cu_seqlens, [output.representation for output in wanted[layer]])
+            result |= {output: pooled[output.representation].cpu().numpy() for output in wanted[layer]}
+        return result
+
+    def _count(self, tokens: np.ndarray, packs: list[np.ndarray], seconds: float) -> None:
+        used = [int(tokens[rows].sum()) for rows in packs]
+        capacity = [max(self.tokens_per_pack, tokens_used) for tokens_used in used]
+        self.figures.sequences += len(tokens)
+        self.figures.residues += int(tokens.sum()) - 2 * len(tokens)
+        self.figures.tokens += int(tokens.sum())
+        self.figures.packs += len(packs)
+        self.figures.pack_capacity += sum(capacity)
+        self.figures.last_pack_free += max((c - u for c, u in zip(capacity, used, strict=True)), default=0)
+        self.figures.seconds += seconds
+
+
+def choose_device(name: str) -> torch.device:
+    """The device `name` ('auto', 'cpu', 'cuda' or 'cuda:N'). Raises DeviceError if it is not usable."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError(f"device {name}: no usable CUDA device on this machine; ask for a GPU or use --device cpu")
+    return device
+
+
+def plan_packs(tokens: np.ndarray, budget: int) -> list[np.ndarray]:
+    """Divide sequences into packs of at most `budget` tokens (best fit decreasing), longest sequences first.
+
+    tokens: int64 [sequences]. Returns row numbers for each pack; rows of a pack are in order of falling length. A
+    sequence longer than the budget gets a pack of its own.
+    """
+    packs: list[list[int]] = []
+    free: list[tuple[int, int]] = []
+    for row in np.argsort(-tokens, kind="stable").tolist():
+        length = int(tokens[row])
+        fit = bisect_left(free, (length, 0))
+        if fit < len(free):
+            space, number = free.pop(fit)
+            packs[number].append(row)
+        else:
+            space, number = budget, len(packs)
+            packs.append([row])
+        if space > length:
+            insort(free, (space - length, number))
+    return [np.array(rows) for rows in packs]
+
+
+@torch.inference_mode()
+def pool(x: torch.Tensor, cu_seqlens: torch.Tensor, representations: Sequence[str]) -> dict[str, torch.Tensor]:
+    """Pool a packed representation to one vector per sequence, by segment reduction.
+
+    x: float32 [total tokens, embed_dim]; cu_seqlens: int [sequences + 1]. Returns float32 [sequences, embed_dim] for
+    each of `mean`, `max`, `std` (population standard deviation) over the residues without BOS and EOS, and `bos`
+    (the representation of the BOS token).
+    """
+    begins, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
+    # Each sequence is three segments: BOS, residues, EOS. The middle ones are what is wanted.
+    bounds = torch.stack([begins, begins + 1, ends - 1], dim=1).flatten()
+    segments = torch.cat([bounds, ends[-1:]]).diff().to(x.device)
+
+    def reduce(values: torch.Tensor, how: str) -> torch.Tensor:
+        return torch.segment_reduce(values, how, lengths=segments, unsafe=True)[1::3]
+
+    result = {}
+    if "bos" in representations:
+        result["bos"] = x[begins.to(x.device)]
+    if "max" in representations:
+        result["max"] = reduce(x, "max")
+    if "mean" in representations or "std" in representations:
+        mean = result["mean"] = reduce(x, "mean")
+        if "std" in representations:
+            lengths = (ends - begins).to(x.device)
+            result["std"] = reduce((x - mean.repeat_interleave(lengths, dim=0)).square_(), "mean").sqrt_()
+    return result

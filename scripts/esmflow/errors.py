@@ -1,0 +1,37 @@
+"""Errors that a user can act on, each with its exit code (sysexits.h)."""
+
+
+class EsmflowError(Exception):
+    """An error whose text is one line: what, where and what to do."""
+
+    exit_code = 1
+
+
+class DataError(EsmflowError):
+    """The input data is bad: a FASTA, a weights file, a damaged store file."""
+
+    exit_code = 65
+
+
+class DeviceError(EsmflowError):
+    """No usable device."""
+
+    exit_code = 69
+
+
+class WriteError(EsmflowError):
+    """An output cannot be written: disk full, no permission."""
+
+    exit_code = 73
+
+
+class IncompleteError(EsmflowError):
+    """The work was interrupted or is incomplete; running again goes on from there."""
+
+    exit_code = 75
+
+
+class ConfigError(EsmflowError):
+    """The configuration is bad."""
+
+    exit_code = 78

@@ -1,0 +1,225 @@
+"""Feature tables and status files: the join of a sample's catalog with the store."""
+
+import csv
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from esmflow import database, files
+from esmflow.descriptor import Descriptor
+from esmflow.errors import IncompleteError
+from esmflow.spec import WHOLE, ModelSpec, Output
+from esmflow.store import VECTOR_FILE, Space, Store, StoreFile, damaged, metadata_for, vector_array
+
+_ROW_GROUP_BYTES = 16 << 20
+_BATCH = 50_000
+_STORE_ROWS = 8192
+
+log = logging.getLogger(__name__)
+
+
+def write_table(
+    catalog: Path, spec: ModelSpec, descriptor: Descriptor, output: Output, store: Store, table: Path
+) -> None:
+    """Write a sample's feature table: `id`, `length`, `embedding` of each embedded record, in file order.
+
+    The vectors never lie in memory together: they are copied, file by file of the store, to their records' places
+    in a scratch file beside `table`, and from there into the table.
+    Raises IncompleteError if a valid record is neither in the store nor skipped with a reason.
+    """
+    with database.connect(table.parent) as connection:
+        held = _locate(connection, catalog, spec, descriptor, output, store)
+        records, embedded = _count(connection)
+        _require_complete(connection, catalog, output, spec)
+        embed_dim = descriptor.architecture.embed_dim
+        schema = pa.schema(
+            [
+                pa.field("id", pa.string(), nullable=False),
+                pa.field("length", pa.int32(), nullable=False),
+                pa.field("embedding", vector_array(np.empty((0, embed_dim), np.float32)).type, nullable=False),
+            ],
+            metadata_for(_provenance(spec, descriptor, output, held)),
+        )
+        with tempfile.TemporaryFile(dir=table.parent) as scratch, files.atomic(table) as temporary:
+            _scatter(connection, held, output, embed_dim, scratch.fileno())
+            rows = max(_ROW_GROUP_BYTES // (4 * embed_dim), 1)
+            scratch.seek(0)
+            reader = connection.sql(
+                "SELECT id, length FROM located WHERE place IS NOT NULL AND reason IS NULL ORDER BY index"
+            ).to_arrow_reader(rows)
+            with pq.ParquetWriter(temporary, schema, **VECTOR_FILE) as writer:
+                for batch in reader:
+                    vectors = np.fromfile(scratch, np.float32, len(batch) * embed_dim).reshape(-1, embed_dim)
+                    columns = [batch["id"], batch["length"], vector_array(vectors)]
+                    writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+    log.info("%s records: %s embedded, %s skipped", f"{records:,}", f"{embedded:,}", f"{records - embedded:,}")
+
+
+def write_status(
+    catalog: Path, specs: Sequence[ModelSpec], descriptors: Mapping[str, Descriptor], store: Store, status: Path
+) -> None:
+    """Write a sample's status file: id, length, status, reason and flags of each record, in file order.
+
+    A record is `embedded` if every output of every model has it, else `skipped` with the first reason found. A reason
+    or flag that does not hold for all models names its model. Raises IncompleteError as `write_table` does.
+    """
+    with database.connect(status.parent) as connection:
+        connection.execute("CREATE TABLE outcome (index BIGINT, model VARCHAR, reason VARCHAR)")
+        for spec in specs:
+            descriptor = descriptors[spec.name]
+            for output in spec.outputs(descriptor.architecture.layers):
+                _locate(connection, catalog, spec, descriptor, output, store)
+                _require_complete(connection, catalog, output, spec)
+                connection.execute(
+                    "INSERT INTO outcome SELECT index, $1, reason FROM located WHERE valid AND reason IS NOT NULL",
+                    [spec.name],
+                )
+        connection.execute(
+            "CREATE TABLE refused AS SELECT index, list(model || ': ' || reason ORDER BY model) AS reasons FROM "
+            "(SELECT index, model, min(reason) AS reason FROM outcome GROUP BY index, model) GROUP BY index"
+        )
+        reader = connection.sql(
+            "SELECT id, length, coalesce(reason, reasons[1]) AS reason, flags "
+            "FROM read_parquet($1) LEFT JOIN refused USING (index) ORDER BY index",
+            params=[str(catalog)],
+        ).to_arrow_reader(_BATCH)
+        with files.atomic(status) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+            writer.writerow(["id", "length", "status", "reason", "flags"])
+            for batch in reader:
+                for row in batch.to_pylist():
+                    flags = [flag for flag in [row["flags"], *_length_flags(specs, row["length"])] if flag]
+                    outcome = "skipped" if row["reason"] else "embedded"
+                    writer.writerow([row["id"], row["length"], outcome, row["reason"] or "", ",".join(flags)])
+
+
+def _length_flags(specs: Sequence[ModelSpec], length: int) -> list[str]:
+    """`truncated:n` for a record of which the models see only n residues, with the model's name if only some do."""
+    flags = {
+        spec.name: f"truncated:{spec.max_length}"
+        for spec in specs
+        if spec.long_sequences == "truncate" and length > spec.max_length
+    }
+    if len(flags) == len(specs) and len(set(flags.values())) == 1:
+        return [next(iter(flags.values()))]
+    return [f"{model}:{flag}" for model, flag in flags.items()]
+
+
+def _locate(
+    connection: duckdb.DuckDBPyConnection,
+    catalog: Path,
+    spec: ModelSpec,
+    descriptor: Descriptor,
+    output: Output,
+    store: Store,
+) -> list[StoreFile]:
+    """Make table `located` (index, id, length, key, valid, reason, place), a row per record; return the store's files.
+
+    `place` is the number of the file and the row in it, as file << 32 | row; null if the store has not the sequence.
+    """
+    treatments = [WHOLE] + ([spec.long_treatment] if spec.long_treatment else [])
+    held: list[StoreFile] = []
+    connection.execute("CREATE OR REPLACE TABLE place (key BLOB, long BOOLEAN, place BIGINT, reason VARCHAR)")
+    for treatment in treatments:
+        space = Space(descriptor.sha256, treatment, spec.precision)
+        found = [file for file in store.files(space) if output in file.outputs]
+        if found:
+            try:
+                connection.execute(
+                    """
+                    INSERT INTO place SELECT key, $1, min(place), arg_min(reason, place) FROM (
+                        SELECT key, reason,
+                               (list_position($2, filename) - 1 + $3)::BIGINT << 32 | file_row_number AS place
+                        FROM read_parquet($2, filename = true, file_row_number = true)
+                        WHERE key IN (SELECT key FROM read_parquet($4))
+                    ) GROUP BY key
+                    """,
+                    [treatment != WHOLE, [str(file.path) for file in found], len(held), str(catalog)],
+                )
+            except database.UNREADABLE as error:
+                raise damaged(found[0].path.parent, error) from error
+        held += found
+    connection.execute(
+        """
+        CREATE OR REPLACE TABLE located AS
+        SELECT index, id, length, c.key AS key, status = 'valid' AS valid, place,
+               CASE WHEN status <> 'valid' THEN c.reason
+                    WHEN $2 AND length > $3 THEN 'longer than ' || $3 || ' residues'
+                    ELSE p.reason END AS reason
+        FROM read_parquet($1) c LEFT JOIN place p ON c.key = p.key AND (c.length > $3) = p.long
+        """,
+        [str(catalog), spec.long_treatment is None, spec.max_length],
+    )
+    return held
+
+
+def _count(connection: duckdb.DuckDBPyConnection) -> tuple[int, int]:
+    row = connection.execute("SELECT count(*), count(*) FILTER (reason IS NULL) FROM located").fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+def _require_complete(connection: duckdb.DuckDBPyConnection, catalog: Path, output: Output, spec: ModelSpec) -> None:
+    """Raise IncompleteError unless records = embedded + skipped."""
+    row = connection.execute(
+        "SELECT count(*), arg_min(id, index) FROM located WHERE place IS NULL AND reason IS NULL"
+    ).fetchone()
+    if row and row[0]:
+        raise IncompleteError(
+            f"{catalog}: {row[0]:,} records have no {output} of {spec.name} in the store (the first is {row[1]}); "
+            "run again with --forcerun plan"
+        )
+
+
+def _scatter(
+    connection: duckdb.DuckDBPyConnection, held: Sequence[StoreFile], output: Output, embed_dim: int, scratch: int
+) -> None:
+    """Copy each embedded record's vector from the store to its place in the scratch file."""
+    size = 4 * embed_dim
+    connection.execute(
+        "CREATE TABLE target AS SELECT place, row_number() OVER (ORDER BY index) - 1 AS target "
+        "FROM located WHERE place IS NOT NULL AND reason IS NULL ORDER BY place"
+    )
+    for number, file in enumerate(held):
+        found = connection.execute(
+            "SELECT place - $1 AS row, target FROM target WHERE place BETWEEN $1 AND $1 + 4294967295 ORDER BY place",
+            [number << 32],
+        ).fetchnumpy()
+        rows, targets = found["row"], found["target"]
+        begin = 0
+        try:
+            for batch in pq.ParquetFile(file.path, page_checksum_verification=True).iter_batches(
+                _STORE_ROWS, columns=[str(output)]
+            ):
+                vectors = batch.column(0).flatten().to_numpy().reshape(-1, embed_dim)
+                first, last = np.searchsorted(rows, [begin, begin + len(vectors)])
+                for row, target in zip(rows[first:last] - begin, targets[first:last].tolist(), strict=True):
+                    os.pwrite(scratch, vectors[row].data, target * size)
+                begin += len(vectors)
+        except pa.ArrowInvalid as error:
+            raise damaged(file.path, error) from error
+
+
+def _provenance(spec: ModelSpec, descriptor: Descriptor, output: Output, held: Sequence[StoreFile]) -> dict[str, str]:
+    """What the contract wants in a feature table's metadata."""
+
+    def used(name: str) -> str:
+        return ",".join(sorted({file.metadata[name] for file in held}))
+
+    return {
+        "model": spec.name,
+        "weights_sha256": descriptor.sha256,
+        "layer": str(output.layer),
+        "representation": output.representation,
+        "long_sequences": spec.long_sequences,
+        "max_length": str(spec.max_length),
+        "precision": used("precision"),
+        "attention": used("attention"),
+    }

@@ -1,0 +1,58 @@
+"""Shards and worker jobs: what the plan writes and the worker reads."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from esmflow import files
+from esmflow.spec import Output
+
+#: A shard's file: the keys and residues of its sequences, in order of the keys.
+SHARD = pa.schema([pa.field("key", pa.binary(32), nullable=False), pa.field("residues", pa.binary(), nullable=False)])
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A fixed list of sequences that is embedded and committed as a whole."""
+
+    name: str
+    file: str
+    treatment: str
+    outputs: list[Output]
+    sequences: int
+    residues: int
+    cost: float
+    """FLOPs."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The shards of one worker job, dearest first, all for one model."""
+
+    name: str
+    model: str
+    descriptor: str
+    precision: str
+    serves: list[str]
+    """The feature tables that need this job, as `sample/model/layer6.mean`."""
+    shards: list[Shard]
+
+    @property
+    def cost(self) -> float:
+        """FLOPs of all its shards."""
+        return sum(shard.cost for shard in self.shards)
+
+    def save(self, path: Path) -> None:
+        """Write the job as JSON, in one atomic step."""
+        files.write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> "Job":
+        """Read a job written by `save`."""
+        fields = json.loads(path.read_text(encoding="utf-8"))
+        shards = [
+            Shard(**shard | {"outputs": [Output(*output) for output in shard["outputs"]]}) for shard in fields["shards"]
+        ]
+        return cls(**fields | {"shards": shards})

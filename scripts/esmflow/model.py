@@ -1,0 +1,184 @@
+"""The trunk of ESM-2, ESM-1b and ESM-1v over packed sequences.
+
+A pack is several sequences laid end to end without padding; `cu_seqlens` holds where each begins. Everything but
+attention works on single tokens; attention stays within a sequence, and positions begin anew in each.
+ESM-2: Lin et al. 2023, doi:10.1126/science.ade2574. ESM-1b: Rives et al. 2021, doi:10.1073/pnas.2016239118.
+Reference code: fair-esm 2.0, `esm/model/esm2.py` and `esm/model/esm1.py`.
+"""
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from esmflow.errors import DataError
+from esmflow.weights import Checkpoint
+
+#: fair-esm's alphabet, in the order of its token numbers (`esm.data.Alphabet`, architecture ESM-1b).
+ALPHABET = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"]
+BOS, PADDING, EOS = ALPHABET.index("<cls>"), ALPHABET.index("<pad>"), ALPHABET.index("<eos>")
+_TOKENS = np.full(256, ALPHABET.index("<unk>"), dtype=np.int64)
+_TOKENS[[ord(letter) for letter in ALPHABET if len(letter) == 1]] = [
+    number for number, letter in enumerate(ALPHABET) if len(letter) == 1
+]
+_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Sequences laid end to end, each as BOS, residues, EOS."""
+
+    tokens: torch.Tensor
+    """int64 [total tokens]."""
+    cu_seqlens: torch.Tensor
+    """int32 [sequences + 1]: where each sequence begins, and the end of the last."""
+
+    @classmethod
+    def of(cls, sequences: Collection[bytes]) -> "Pack":
+        """Tokenise and concatenate sequences of upper-case residue letters."""
+        letters = np.frombuffer(b"".join(b"<" + residues + b">" for residues in sequences), dtype=np.uint8)
+        tokens = _TOKENS[letters]
+        ends = np.cumsum([len(residues) + 2 for residues in sequences])
+        tokens[ends - 1] = EOS
+        tokens[np.concatenate([[0], ends[:-1]])] = BOS
+        cu_seqlens = np.concatenate([[0], ends]).astype(np.int32)
+        return cls(torch.from_numpy(tokens), torch.from_numpy(cu_seqlens))
+
+    def to(self, device: torch.device) -> "Pack":
+        """The pack with its tokens on `device`; `cu_seqlens` stays on the host, where it is read."""
+        return Pack(self.tokens.to(device), self.cu_seqlens)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    attention_norm: tuple[torch.Tensor, torch.Tensor]
+    qkv: tuple[torch.Tensor, torch.Tensor]
+    out: tuple[torch.Tensor, torch.Tensor]
+    ffn_norm: tuple[torch.Tensor, torch.Tensor]
+    fc1: tuple[torch.Tensor, torch.Tensor]
+    fc2: tuple[torch.Tensor, torch.Tensor]
+
+
+class Esm:
+    """An ESM trunk with its weights on one device, in float32."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.architecture = checkpoint.architecture
+        self.device = device
+        self._tensors = checkpoint.tensors
+        shape = self.architecture
+        self._head_dim = shape.embed_dim // shape.heads
+        self._rotary = shape.kind == "ESM-2"
+
+        # Token dropout (Lin et al. 2023): trained with 12 % of the tokens masked, so that inputs without masks
+        # are scaled by 1 - 0.15 * 0.8. No mask token is ever put in, hence the scale is constant.
+        scale = 1 - 0.15 * 0.8 if shape.token_dropout else 1.0
+        self._embedding = self._take("embed_tokens.weight") * scale
+        self._norm_after = self._pair("emb_layer_norm_after")
+        if self._rotary:
+            self._inverse_frequencies = self._rotary_frequencies()
+        else:
+            self._positions = self._take("embed_positions.weight")
+            has_norm = "emb_layer_norm_before.weight" in self._tensors
+            self._norm_before = self._pair("emb_layer_norm_before") if has_norm else None
+        self._layers = [self._layer(f"layers.{number}") for number in range(shape.layers)]
+        del self._tensors
+
+    @torch.inference_mode()
+    def representations(self, pack: Pack, layers: Collection[int]) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield (layer, float32 [total tokens, embed_dim]) for each wanted layer, in ascending order.
+
+        Layer 0 is the embedding, the last one is after the final LayerNorm. Nothing is computed beyond the highest
+        wanted layer, and a layer's tensor is the caller's only until the next is asked for.
+        """
+        shape = self.architecture
+        lengths = pack.cu_seqlens.diff().tolist()
+        x = self._embedding[pack.tokens]
+        position = torch.arange(len(pack.tokens)) - torch.repeat_interleave(
+            pack.cu_seqlens[:-1], pack.cu_seqlens.diff()
+        )
+        position = position.to(self.device)
+        if self._rotary:
+            angles = position.float()[:, None] * self._inverse_frequencies
+            rotation = torch.polar(torch.ones_like(angles), angles)[:, None, None]
+        else:
+            x = x + self._positions[position + PADDING + 1]
+            if self._norm_before is not None:
+                x = self._norm(x, self._norm_before)
+        if 0 in layers:
+            yield 0, x
+        for number, layer in enumerate(self._layers[: max(layers)], 1):
+            qkv = F.linear(self._norm(x, layer.attention_norm), *layer.qkv)
+            qkv = qkv.view(len(x), 3, shape.heads, self._head_dim)
+            if self._rotary:
+                # Rotary positions (Su et al. 2021, arXiv:2104.09864): each pair of a query's or key's
+                # components is a complex number that turns by its position's angle.
+                pairs = qkv.view(*qkv.shape[:-1], -1, 2)[:, :2]
+                torch.view_as_complex(pairs).mul_(rotation)
+            x = x + F.linear(attention(qkv, lengths).flatten(1), *layer.out)
+            x = x + F.linear(F.gelu(F.linear(self._norm(x, layer.ffn_norm), *layer.fc1)), *layer.fc2)
+            if number in layers:
+                yield number, x if number < shape.layers else self._norm(x, self._norm_after)
+
+    def _norm(self, x: torch.Tensor, parameters: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return F.layer_norm(x, (self.architecture.embed_dim,), *parameters, eps=_EPS)
+
+    def _take(self, name: str) -> torch.Tensor:
+        tensor = self._tensors.get(name)
+        if tensor is None:
+            raise DataError(f"weights hold no tensor {name}; the file is damaged or of another kind")
+        return tensor.to(device=self.device, dtype=torch.float32)
+
+    def _pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._take(f"{name}.weight"), self._take(f"{name}.bias")
+
+    def _rotary_frequencies(self) -> torch.Tensor:
+        """The frequencies of the checkpoint (fair-esm's are rounded to fp16 and belong to the model)."""
+        name = "layers.0.self_attn.rot_emb.inv_freq"
+        if name in self._tensors:
+            return self._take(name)
+        exponents = torch.arange(0, self._head_dim, 2, device=self.device).float() / self._head_dim
+        return 1.0 / (10000**exponents)
+
+    def _layer(self, name: str) -> _Layer:
+        q, k, v = (self._pair(f"{name}.self_attn.{which}_proj") for which in "qkv")
+        if self._rotary:
+            q, k = self._interleave(q), self._interleave(k)
+        return _Layer(
+            attention_norm=self._pair(f"{name}.self_attn_layer_norm"),
+            qkv=(torch.cat([q[0], k[0], v[0]]), torch.cat([q[1], k[1], v[1]])),
+            out=self._pair(f"{name}.self_attn.out_proj"),
+            ffn_norm=self._pair(f"{name}.final_layer_norm"),
+            fc1=self._pair(f"{name}.fc1"),
+            fc2=self._pair(f"{name}.fc2"),
+        )
+
+    def _interleave(self, linear: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Bring the two components of each rotary pair, which fair-esm keeps half a head apart, side by side.
+
+        Queries and keys are permuted alike, so that their dot products stay what they were.
+        """
+        order = torch.arange(self.architecture.embed_dim, device=self.device).view(-1, 2, self._head_dim // 2)
+        order = order.transpose(1, 2).flatten()
+        return linear[0][order], linear[1][order]
+
+
+def attention(qkv: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """Scaled dot-product attention within each sequence of a pack.
+
+    qkv: [total tokens, 3, heads, head_dim]; lengths: tokens of each sequence. Neighbours of equal length go through
+    in one call. Returns [total tokens, heads, head_dim]. Vaswani et al. 2017, arXiv:1706.03762.
+    """
+    result = torch.empty_like(qkv[:, 0])
+    start = 0
+    for length, run in groupby(lengths):
+        count = len(list(run))
+        stop = start + count * length
+        q, k, v = qkv[start:stop].view(count, length, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        result[start:stop] = attended.reshape(-1, *result.shape[1:])
+        start = stop
+    return result

@@ -1,0 +1,335 @@
+"""The plan: which sequences are missing from the store, cut into shards and dealt to worker jobs."""
+
+import hashlib
+import heapq
+import json
+import logging
+import math
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from esmflow import database, files
+from esmflow.descriptor import Descriptor
+from esmflow.jobs import SHARD, Job, Shard
+from esmflow.spec import WHOLE, ModelSpec, Output
+from esmflow.store import Space, Store, damaged
+
+#: Assumed FLOPs per second of a worker job, from which the size of a shard follows.
+RATE_GPU, RATE_CPU = 5e13, 1e11
+#: A shard's vectors are held in memory until it is committed.
+MAX_SHARD_BYTES = 256 << 20
+_BATCH = 20_000
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How work is divided; changes no result."""
+
+    target_minutes: float
+    max_jobs: int
+    gpus_per_job: int
+
+    @property
+    def shard_cost(self) -> float:
+        """FLOPs of a shard."""
+        return self.target_minutes * 60 * (RATE_GPU if self.gpus_per_job else RATE_CPU)
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Missing sequences that are treated alike and lack the same outputs."""
+
+    treatment: str
+    outputs: list[Output]
+    found: list[str]
+    """The values of `found` in table `todo` that make up the batch."""
+
+
+def plan(
+    specs: Sequence[ModelSpec],
+    descriptors: Mapping[str, Path],
+    sequences: Mapping[str, Path],
+    store: Store,
+    receipts: Path,
+    directory: Path,
+    sizes: Sizes,
+) -> None:
+    """Write `directory`: `plan.json`, `jobs/{job}.json` and `shards/{shard}.parquet`.
+
+    descriptors: a path per model; sequences: a path per sample. `plan.json` lists the jobs and, for each feature
+    table, the jobs whose receipts it needs: those of this plan, and those of earlier ones (from `receipts`), so that
+    a table that gains nothing keeps its inputs. Names are derived from content.
+    Raises ConfigError for a layer or length that a model does not have.
+    """
+    work = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(work, ignore_errors=True)
+    (work / "shards").mkdir(parents=True)
+    models = {spec.name: Descriptor.load(descriptors[spec.name]) for spec in specs}
+    outputs = {spec.name: spec.outputs(models[spec.name].architecture.layers) for spec in specs}
+    for spec in specs:
+        spec.check_length(models[spec.name].architecture.max_residues)
+
+    needs: dict[str, set[str]] = {
+        _table(sample, spec.name, output): set()
+        for spec in specs
+        for output in outputs[spec.name]
+        for sample in sequences
+    }
+    shards: dict[str, list[Shard]] = {}
+    served: dict[str, set[str]] = {}
+    with database.connect(directory.parent) as connection:
+        _load(connection, sequences)
+        for spec in specs:
+            descriptor = models[spec.name]
+            shards[spec.name] = []
+            connection.execute("CREATE OR REPLACE TABLE cut (key BLOB, shard VARCHAR)")
+            for batch in _missing(connection, spec, descriptor, outputs[spec.name], store):
+                shards[spec.name] += _cut(connection, spec, descriptor, batch, sizes, work / "shards")
+            for shard_name, table in _served(connection, list(sequences), spec.name, shards[spec.name]):
+                served.setdefault(shard_name, set()).add(table)
+
+    jobs = []
+    for spec, count in zip(specs, _share([shards[spec.name] for spec in specs], sizes.max_jobs), strict=True):
+        for dealt in deal(shards[spec.name], count):
+            name = hashlib.sha256("".join(sorted(shard.name for shard in dealt)).encode()).hexdigest()[:12]
+            serves = sorted(set().union(*(served[shard.name] for shard in dealt)))
+            located = [_at(shard, directory) for shard in dealt]
+            job = Job(name, spec.name, str(descriptors[spec.name]), spec.precision, serves, located)
+            job.save(work / "jobs" / f"{name}.json")
+            jobs.append(job)
+    for served_by, tables in [(job.name, job.serves) for job in jobs] + list(_receipts(receipts)):
+        for table in tables:
+            if table in needs:
+                needs[table].add(served_by)
+    summary = {
+        "jobs": {
+            job.name: {
+                "model": job.model,
+                "cost": job.cost,
+                "sequences": sum(shard.sequences for shard in job.shards),
+                "shards": len(job.shards),
+            }
+            for job in jobs
+        },
+        "tables": {table: sorted(names) for table, names in needs.items()},
+    }
+    files.write_text(work / "plan.json", json.dumps(summary, indent=1) + "\n")
+    shutil.rmtree(directory, ignore_errors=True)
+    work.replace(directory)
+    log.info("%d shards in %d jobs", sum(map(len, shards.values())), len(jobs))
+
+
+def deal(shards: Sequence[Shard], jobs: int) -> list[list[Shard]]:
+    """Deal shards to so many jobs, longest processing time first (Graham 1969, doi:10.1137/0117039)."""
+    loads = [(0.0, number) for number in range(jobs)]
+    dealt: list[list[Shard]] = [[] for _ in range(jobs)]
+    for shard in sorted(shards, key=lambda shard: (-shard.cost, shard.name)):
+        load, number = heapq.heappop(loads)
+        dealt[number].append(shard)
+        heapq.heappush(loads, (load + shard.cost, number))
+    return dealt
+
+
+def _share(shards: Sequence[Sequence[Shard]], max_jobs: int) -> list[int]:
+    """The number of jobs for each model: one each, the rest one by one to the model with the dearest jobs."""
+    jobs = [min(len(own), 1) for own in shards]
+    cost = [sum(shard.cost for shard in own) for own in shards]
+    while sum(jobs) < max_jobs:
+        growable = [model for model, own in enumerate(shards) if len(own) > jobs[model]]
+        if not growable:
+            break
+        jobs[max(growable, key=lambda model: cost[model] / jobs[model])] += 1
+    return jobs
+
+
+def _at(shard: Shard, directory: Path) -> Shard:
+    """The shard with its file's place in the finished plan."""
+    return Shard(**shard.__dict__ | {"file": str(directory / "shards" / shard.file)})
+
+
+def _table(sample: str, model: str, output: Output) -> str:
+    return f"{sample}/{model}/{output}"
+
+
+def _receipts(directory: Path) -> Iterator[tuple[str, list[str]]]:
+    """(job, tables it serves) of each receipt on disk."""
+    for path in sorted(directory.glob("[!.]*.json")):
+        yield path.stem, json.loads(path.read_text(encoding="utf-8"))["serves"]
+
+
+def _load(connection: duckdb.DuckDBPyConnection, sequences: Mapping[str, Path]) -> None:
+    """Tables `entry` (sample, key) and `wanted` (unique key, length)."""
+    paths = [str(path) for path in sequences.values()]
+    connection.execute(
+        "CREATE TABLE entry AS SELECT list_position($1, filename) - 1 AS sample, key, any_value(length) AS length "
+        "FROM read_parquet($1, filename = true) GROUP BY ALL",
+        [paths],
+    )
+    connection.execute("CREATE VIEW source AS SELECT key, residues FROM read_parquet(" + _literal(paths) + ")")
+    connection.execute("CREATE TABLE wanted AS SELECT key, any_value(length) AS length FROM entry GROUP BY key")
+
+
+def _literal(paths: Iterable[str]) -> str:
+    return "[" + ", ".join("'" + path.replace("'", "''") + "'" for path in paths) + "]"
+
+
+def _missing(
+    connection: duckdb.DuckDBPyConnection,
+    spec: ModelSpec,
+    descriptor: Descriptor,
+    outputs: Sequence[Output],
+    store: Store,
+) -> list[_Batch]:
+    """Make table `todo` (key, length, treatment, found) and return the batches that have missing outputs.
+
+    `found` says which groups of store files, each with the same outputs, hold the sequence.
+    """
+    treatments = [WHOLE] + ([spec.long_treatment] if spec.long_treatment else [])
+    groups: list[frozenset[Output]] = []
+    connection.execute("CREATE OR REPLACE TABLE have (key BLOB, treatment VARCHAR, found INTEGER)")
+    for treatment in treatments:
+        by_outputs: defaultdict[frozenset[Output], list[str]] = defaultdict(list)
+        for file in store.files(Space(descriptor.sha256, treatment, spec.precision)):
+            by_outputs[file.outputs & frozenset(outputs)].append(str(file.path))
+        for held, paths in by_outputs.items():
+            if held:
+                try:
+                    connection.execute(
+                        "INSERT INTO have SELECT key, $1, $2 FROM read_parquet($3) "
+                        "WHERE key IN (SELECT key FROM wanted)",
+                        [treatment, len(groups), paths],
+                    )
+                except database.UNREADABLE as error:
+                    raise damaged(Path(paths[0]).parent, error) from error
+                groups.append(held)
+    connection.execute(
+        """
+        CREATE OR REPLACE TABLE todo AS
+        SELECT key, any_value(length) AS length, treatment,
+               coalesce(string_agg(DISTINCT found::VARCHAR, ',' ORDER BY found::VARCHAR), '') AS found
+        FROM (SELECT key, length, CASE WHEN length <= $1 THEN $2 ELSE $3 END AS treatment FROM wanted)
+        LEFT JOIN have USING (key, treatment)
+        WHERE treatment IS NOT NULL
+        GROUP BY key, treatment
+        """,
+        [spec.max_length, WHOLE, spec.long_treatment],
+    )
+    batches: dict[tuple[str, tuple[Output, ...]], list[str]] = {}
+    rows = connection.execute("SELECT treatment, found, count(*) FROM todo GROUP BY ALL ORDER BY ALL").fetchall()
+    for treatment, found, count in rows:
+        held_outputs = frozenset().union(*(groups[int(number)] for number in found.split(",") if number))
+        missing = tuple(output for output in outputs if output not in held_outputs)
+        log.info(
+            "%s: %s sequences (%s) have %d of %d outputs",
+            spec.name,
+            f"{count:,}",
+            treatment,
+            len(outputs) - len(missing),
+            len(outputs),
+        )
+        if missing:
+            batches.setdefault((treatment, missing), []).append(found)
+    return [_Batch(treatment, list(missing), found) for (treatment, missing), found in batches.items()]
+
+
+def _cut(
+    connection: duckdb.DuckDBPyConnection,
+    spec: ModelSpec,
+    descriptor: Descriptor,
+    batch: _Batch,
+    sizes: Sizes,
+    directory: Path,
+) -> list[Shard]:
+    """Cut a batch, in order of the keys, into shards of equal cost, write them, and note who is where."""
+    shape = descriptor.architecture
+    depth = max(max(output.layer for output in batch.outputs), 1)
+    clip = spec.max_length if batch.treatment != WHOLE else np.iinfo(np.int32).max
+    select = "FROM todo WHERE treatment = $1 AND list_contains($2, found)"
+    parameters = [batch.treatment, batch.found]
+
+    total, count = 0.0, 0
+    for lengths in connection.execute(f"SELECT length, count(*) AS n {select} GROUP BY length", parameters).fetchall():
+        total += lengths[1] * shape.flops(np.array([min(lengths[0], clip) + 2]), depth).item()
+        count += lengths[1]
+    size = count * shape.embed_dim * 4 * len(batch.outputs)
+    pieces = min(count, max(math.ceil(total / sizes.shard_cost), math.ceil(size / MAX_SHARD_BYTES)))
+
+    inserting = connection.cursor()
+    rows = connection.sql(
+        f"SELECT key, any_value(residues) AS residues FROM source WHERE key IN (SELECT key {select}) "
+        "GROUP BY key ORDER BY key",
+        params=parameters,
+    ).to_arrow_reader(_BATCH)
+    shards: list[Shard] = []
+    writer: _ShardWriter | None = None
+    done, piece = 0.0, -1
+    for rows_batch in rows:
+        table = pa.Table.from_batches([rows_batch]).cast(SHARD)
+        lengths = np.minimum(pa.compute.binary_length(table["residues"]).to_numpy(), clip)
+        costs = shape.flops(lengths + 2, depth)
+        middles = done + np.cumsum(costs) - costs / 2
+        done += costs.sum()
+        numbers = np.minimum((middles * (pieces / total)).astype(np.int64), pieces - 1)
+        for number in np.unique(numbers):
+            first, last = np.searchsorted(numbers, [number, number + 1])
+            if number != piece:
+                if writer:
+                    shards.append(writer.finish(inserting))
+                writer, piece = _ShardWriter(directory, spec, descriptor, batch), number
+            assert writer is not None
+            writer.add(table.slice(first, last - first), lengths[first:last], costs[first:last])
+    if writer:
+        shards.append(writer.finish(inserting))
+    return shards
+
+
+class _ShardWriter:
+    """Writes one shard piece by piece; its name follows from what was written."""
+
+    def __init__(self, directory: Path, spec: ModelSpec, descriptor: Descriptor, batch: _Batch) -> None:
+        self._directory, self._batch = directory, batch
+        self._path = directory / "unnamed"
+        self._writer = pq.ParquetWriter(self._path, SHARD, compression="zstd")
+        space = Space(descriptor.sha256, batch.treatment, spec.precision)
+        self._digest = hashlib.sha256(f"{space.directory} {' '.join(map(str, batch.outputs))}\n".encode())
+        self._keys: list[pa.ChunkedArray] = []
+        self._residues, self._cost = 0, 0.0
+
+    def add(self, table: pa.Table, lengths: np.ndarray, costs: np.ndarray) -> None:
+        self._writer.write_table(table)
+        for key in table["key"].to_pylist():
+            self._digest.update(key)
+        self._keys.append(table["key"])
+        self._residues += int(lengths.sum())
+        self._cost += float(costs.sum())
+
+    def finish(self, connection: duckdb.DuckDBPyConnection) -> Shard:
+        self._writer.close()
+        name = self._digest.hexdigest()[:16]
+        file = f"{name}.parquet"
+        self._path.rename(self._directory / file)
+        keys = pa.chunked_array([chunk for column in self._keys for chunk in column.chunks])
+        connection.register("written", pa.table({"key": keys, "shard": pa.repeat(name, len(keys))}))
+        connection.execute("INSERT INTO cut SELECT key, shard FROM written")
+        connection.unregister("written")
+        return Shard(name, file, self._batch.treatment, self._batch.outputs, len(keys), self._residues, self._cost)
+
+
+def _served(
+    connection: duckdb.DuckDBPyConnection, samples: Sequence[str], model: str, shards: Sequence[Shard]
+) -> Iterator[tuple[str, str]]:
+    """(shard, table that needs it) for a model's shards."""
+    outputs = {shard.name: shard.outputs for shard in shards}
+    for shard, sample in connection.execute("SELECT DISTINCT shard, sample FROM cut JOIN entry USING (key)").fetchall():
+        for output in outputs[shard]:
+            yield shard, _table(samples[sample], model, output)

@@ -1,0 +1,86 @@
+"""What a run asks of a model: outputs, and how sequences too long for it are treated."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from esmflow.errors import ConfigError
+
+#: Raised when the same text would be cleaned to other residues; part of the store's key.
+LETTERS_VERSION = 1
+#: Raised when the same weights and residues would give other numbers; part of the store's key.
+NUMERICS_VERSION = 1
+#: The treatment of a sequence that goes through the model as it is.
+WHOLE = "whole"
+
+
+class Output(NamedTuple):
+    """A vector per protein: a layer (0 to the model's number of layers) and how its residues are pooled."""
+
+    layer: int
+    representation: str
+
+    def __str__(self) -> str:
+        return f"layer{self.layer}.{self.representation}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Output":
+        """The inverse of `str`."""
+        layer, representation = text.removeprefix("layer").split(".")
+        return cls(int(layer), representation)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model's part of the config, but for where its weights come from and how fast it should be."""
+
+    name: str
+    layers: tuple[int, ...]
+    representations: tuple[str, ...]
+    long_sequences: str
+    max_length: int
+    precision: str
+
+    @classmethod
+    def of(cls, name: str, config: Mapping[str, Any]) -> "ModelSpec":
+        """Pick a model's spec out of its validated config."""
+        return cls(
+            name,
+            tuple(config["layers"]),
+            tuple(config["representations"]),
+            config["long_sequences"],
+            config["max_length"],
+            config["precision"],
+        )
+
+    @property
+    def long_treatment(self) -> str | None:
+        """The treatment of sequences longer than `max_length`; None if they are skipped."""
+        return None if self.long_sequences == "skip" else f"{self.long_sequences}-{self.max_length}"
+
+    def outputs(self, layers: int) -> list[Output]:
+        """The outputs asked of a model of so many layers, sorted. Raises ConfigError for a layer it has not."""
+        for layer in self.layers:
+            if not -(layers + 1) <= layer <= layers:
+                raise ConfigError(
+                    f"models.{self.name}.layers: {layer} is out of range; "
+                    f"the model has layers 0 to {layers} (or -{layers + 1} to -1)"
+                )
+        wanted = {layer % (layers + 1) for layer in self.layers}
+        return sorted(Output(layer, representation) for layer in wanted for representation in self.representations)
+
+    def check_length(self, max_residues: int | None) -> None:
+        """Raise ConfigError if `max_length` is beyond the reach of the model's positions."""
+        if max_residues is not None and self.max_length > max_residues:
+            raise ConfigError(
+                f"models.{self.name}.max_length: {self.max_length} is more than this model takes; "
+                f"set it to {max_residues} or less"
+            )
+
+
+def treat(residues: bytes, treatment: str) -> bytes:
+    """The residues that go through the model under a treatment."""
+    if treatment == WHOLE:
+        return residues
+    _, length = treatment.split("-")
+    return residues[: int(length)]

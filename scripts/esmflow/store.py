@@ -1,0 +1,125 @@
+"""The store: embeddings that are content-addressed, immutable and shared by runs.
+
+One Parquet file per committed shard, in a directory per (weights, treatment, precision, versions of letters and
+numerics). A file's columns are `key` (SHA-256 of the residues), `reason` (why a sequence has no vectors, else
+null) and one fixed-size list of float32 per output, named as in `layer6.mean`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from esmflow import __version__, files
+from esmflow.errors import DataError
+from esmflow.spec import LETTERS_VERSION, NUMERICS_VERSION, Output
+
+
+@dataclass(frozen=True)
+class Space:
+    """A part of the store in which a sequence has one vector per output."""
+
+    weights_sha256: str
+    treatment: str
+    precision: str
+
+    @property
+    def directory(self) -> Path:
+        """Where its files lie, relative to the store."""
+        versions = f"letters{LETTERS_VERSION}-numerics{NUMERICS_VERSION}"
+        return Path("embeddings", self.weights_sha256[:16], f"{self.treatment}-{self.precision}-{versions}")
+
+
+@dataclass(frozen=True)
+class StoreFile:
+    """A committed shard."""
+
+    path: Path
+    outputs: frozenset[Output]
+    metadata: dict[str, str]
+
+
+class Store:
+    """A directory of committed shards."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, space: Space, shard: str) -> Path:
+        """Where a shard of that name is committed."""
+        return self.root / space.directory / f"{shard}.parquet"
+
+    def files(self, space: Space) -> list[StoreFile]:
+        """All committed shards of a space, by name. Raises DataError if one is damaged."""
+        result = []
+        for path in sorted((self.root / space.directory).glob("[!.]*.parquet")):
+            try:
+                schema = pq.read_schema(path)
+            except (pa.ArrowInvalid, OSError) as error:
+                raise damaged(path, error) from error
+            outputs = frozenset(Output.parse(name) for name in schema.names if name.startswith("layer"))
+            result.append(StoreFile(path, outputs, metadata_of(schema)))
+        return result
+
+    def commit(
+        self,
+        space: Space,
+        shard: str,
+        keys: pa.Array,
+        reasons: Sequence[str | None],
+        vectors: Mapping[Output, np.ndarray],
+        metadata: Mapping[str, str],
+    ) -> Path:
+        """Write a shard in one atomic step and return its path.
+
+        keys: binary(32) [sequences]; vectors: float32 [sequences, embed_dim] for each output. Committing the same
+        shard again replaces it with an equal one.
+        """
+        fields = [pa.field("key", pa.binary(32), nullable=False), pa.field("reason", pa.string())]
+        columns: list[pa.Array] = [keys, pa.array(reasons, pa.string())]
+        for output, values in vectors.items():
+            column = vector_array(values)
+            fields.append(pa.field(str(output), column.type, nullable=False))
+            columns.append(column)
+        schema = pa.schema(fields, metadata_for(metadata))
+        path = self.path(space, shard)
+        with files.atomic(path) as temporary:
+            pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, **VECTOR_FILE)
+        return path
+
+
+#: How files of vectors are written: floats do not compress, and each page carries a checksum.
+VECTOR_FILE = {"compression": {"id": "zstd"}, "use_dictionary": False, "write_page_checksum": True}
+
+
+def vector_array(values: np.ndarray) -> pa.FixedSizeListArray:
+    """float32 [n, embed_dim] as an Arrow fixed-size list, without a copy."""
+    element = pa.field("element", pa.float32(), nullable=False)
+    flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(element, values.shape[1]))
+
+
+def metadata_for(values: Mapping[str, str]) -> dict[str, str]:
+    """Key-value metadata of a file of vectors: `values` and the versions, with the prefix `esmflow.`."""
+    versions = {"esmflow": __version__} | {package: version(package) for package in ("torch", "numpy", "pyarrow")}
+    tagged = dict(values) | {f"version.{package}": number for package, number in versions.items()}
+    return {f"esmflow.{name}": value for name, value in tagged.items()}
+
+
+def metadata_of(schema: pa.Schema) -> dict[str, str]:
+    """The inverse of `metadata_for`."""
+    return {
+        name.decode().removeprefix("esmflow."): value.decode()
+        for name, value in (schema.metadata or {}).items()
+        if name.startswith(b"esmflow.")
+    }
+
+
+def damaged(path: Path, error: Exception) -> DataError:
+    """The error for a store file that cannot be read."""
+    reason = str(error).splitlines()[0]
+    return DataError(f"{path}: store file is damaged ({reason}); delete it and run again with --forcerun plan")

@@ -1,0 +1,42 @@
+"""Plan what is to be embedded: the sequences wanted minus those in the store, as shards and worker jobs.
+
+In: a file of sequences per sample, a descriptor per model, and the store. Out: a directory with plan.json, a JSON file
+per worker job and a Parquet file (key, residues) per shard.
+"""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+from esmflow import command
+from esmflow.config import read_samples
+from esmflow.plan import Sizes, plan
+from esmflow.spec import ModelSpec
+from esmflow.store import Store
+
+
+def main(options: Namespace) -> None:
+    plan(
+        [ModelSpec.of(name, config) for name, config in options.models.items()],
+        {model: options.descriptors / f"{model}.json" for model in options.models},
+        {sample: options.sequences / f"{sample}.parquet" for sample in read_samples(options.samples)},
+        Store(options.store),
+        options.receipts,
+        options.output,
+        Sizes(options.target_minutes, options.max_jobs, options.gpus_per_job),
+    )
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__)
+    arguments.add_argument("--models", type=json.loads, required=True, help="the config's models, as JSON")
+    arguments.add_argument("--samples", type=Path, required=True, help="the sample sheet")
+    arguments.add_argument("--descriptors", type=Path, required=True, help="directory of {model}.json")
+    arguments.add_argument("--sequences", type=Path, required=True, help="directory of {sample}.parquet")
+    arguments.add_argument("--store", type=Path, required=True)
+    arguments.add_argument("--receipts", type=Path, required=True, help="directory of the receipts of earlier jobs")
+    arguments.add_argument("--output", type=Path, required=True, help="directory to make")
+    arguments.add_argument("--target-minutes", type=float, required=True, help="about how long a shard takes")
+    arguments.add_argument("--max-jobs", type=int, required=True)
+    arguments.add_argument("--gpus-per-job", type=int, required=True)
+    command.run(main, arguments)
