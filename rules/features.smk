@@ -1,9 +1,3 @@
-def table_spec(wildcards):
-    """The part of a model's config that concerns one table, so that another layer leaves it alone."""
-    layer, representation = wildcards.output.removeprefix("layer").split(".")
-    return json.dumps(numeric_config(wildcards.model) | {"layers": [int(layer)], "representations": [representation]})
-
-
 rule features:
     input:
         table_receipts,

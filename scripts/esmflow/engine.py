@@ -177,5 +177,8 @@ def pool(x: torch.Tensor, cu_seqlens: torch.Tensor, representations: Sequence[st
         mean = result["mean"] = reduce(x, "mean")
         if "std" in representations:
             lengths = (ends - begins).to(x.device)
-            result["std"] = reduce((x - mean.repeat_interleave(lengths, dim=0)).square_(), "mean").sqrt_()
+            centred = x - mean.repeat_interleave(lengths, dim=0)
+            # The second term is what rounding of the mean adds to the first (Chan et al. 1983, eq. 1.7).
+            variance = reduce(centred.square(), "mean") - reduce(centred, "mean").square()
+            result["std"] = variance.clamp_(min=0).sqrt_()
     return result

@@ -1,0 +1,63 @@
+"""Shared fixtures: learned weights, real proteins, tiny checkpoints and runs of the workflow."""
+
+import gzip
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from Bio import SeqIO
+from esmflow.fetch import fetch
+
+ROOT = Path(__file__).parents[1]
+BUILD = ROOT / "build"
+DEMO = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())["models"]["esm2_8M"]
+
+
+@pytest.fixture(scope="session")
+def esm2_8m() -> Path:
+    """An ESM-2 8M with learned weights, in Hugging Face layout."""
+    descriptor = fetch("esm2_8M", DEMO["weights"], BUILD / "weights", sha256=DEMO["sha256"])
+    return Path(descriptor.files[0])
+
+
+@pytest.fixture(scope="session")
+def uniprot() -> list[str]:
+    """Real proteins: 20,000 of Debian's mmseqs2-examples, or where that cannot be had, those of the demo."""
+    name = Path("usr/share/doc/mmseqs2/example-data/DB.fasta.gz")
+    found = [path for path in (Path("/") / name, BUILD / "debian" / name) if path.exists()]
+    if not found and shutil.which("apt-get") and shutil.which("dpkg-deb"):
+        (BUILD / "debian").mkdir(parents=True, exist_ok=True)
+        subprocess.run(["apt-get", "download", "mmseqs2-examples"], cwd=BUILD, capture_output=True, check=False)
+        for package in BUILD.glob("mmseqs2-examples_*.deb"):
+            subprocess.run(["dpkg-deb", "-x", package, BUILD / "debian"], check=True)
+        found = [path for path in [BUILD / "debian" / name] if path.exists()]
+    source = found[0] if found else ROOT / "config" / "demo" / "demo_b.fasta.gz"
+    with gzip.open(source, "rt") as file:
+        sequences = [str(record.seq).upper() for record in SeqIO.parse(file, "fasta")]
+    return [sequence for sequence in sequences if sequence.isalpha() and "J" not in sequence]
+
+
+@pytest.fixture
+def snakemake(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the workflow in `tmp_path` with a config file there; more arguments are passed on."""
+
+    def run(*arguments: str, config: str = "config.yaml", check: bool = True) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
+        result = subprocess.run(
+            [*command, "--configfile", config, *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONPATH": ""},
+        )
+        if check and result.returncode:
+            pytest.fail(f"snakemake ended with {result.returncode}:\n{result.stdout}\n{result.stderr}")
+        return result
+
+    return run
