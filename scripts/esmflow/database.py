@@ -1,6 +1,6 @@
 """DuckDB connections for joins that need not fit into memory."""
 
-import tempfile
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +13,16 @@ UNREADABLE = (duckdb.IOException, duckdb.InvalidInputException)
 
 
 @contextmanager
-def connect(directory: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database of its own that spills to a temporary directory within `directory`, which goes with it."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory, prefix=".duckdb-", ignore_cleanup_errors=True) as spill:
-        settings: dict[str, str | bool | int | float | list[str]] = {
-            "memory_limit": MEMORY_LIMIT,
-            "temp_directory": spill,
-            "preserve_insertion_order": "false",
-        }
+def connect(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database in memory that spills to the directory `spill`, which is removed before and afterwards."""
+    settings: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": MEMORY_LIMIT,
+        "temp_directory": str(spill),
+        "preserve_insertion_order": "false",
+    }
+    shutil.rmtree(spill, ignore_errors=True)
+    try:
         with duckdb.connect(config=settings) as connection:
             yield connection
+    finally:
+        shutil.rmtree(spill, ignore_errors=True)

@@ -24,12 +24,13 @@ class Architecture:
     """The longest sequence the positions reach; None for rotary positions."""
 
     def flops(self, tokens: np.ndarray, layers: int) -> np.ndarray:
-        """Floating-point operations of the first `layers` layers, linear plus attention, float64 [sequences].
+        """Floating-point operations of the first `layers` layers (at least one), linear and attention.
 
-        tokens: int [sequences], residues plus BOS and EOS. A multiplication and an addition count as two.
+        tokens: int [sequences], residues plus BOS and EOS. A multiplication and an addition count as two. Returns
+        float64 [sequences].
         """
         linear = 2 * (4 * self.embed_dim**2 + 2 * self.embed_dim * self.ffn_dim)
-        operations: np.ndarray = layers * tokens.astype(np.float64) * (linear + 4 * self.embed_dim * tokens)
+        operations: np.ndarray = max(layers, 1) * tokens.astype(np.float64) * (linear + 4 * self.embed_dim * tokens)
         return operations
 
 

@@ -34,7 +34,8 @@ def write_table(
     in a scratch file beside `table`, and from there into the table.
     Raises IncompleteError if a valid record is neither in the store nor skipped with a reason.
     """
-    with database.connect(table.parent) as connection:
+    table.parent.mkdir(parents=True, exist_ok=True)
+    with database.connect(_spill(table)) as connection:
         held = _locate(connection, catalog, spec, descriptor, output, store)
         records, embedded = _count(connection)
         _require_complete(connection, catalog, output, spec)
@@ -70,7 +71,7 @@ def write_status(
     A record is `embedded` if every output of every model has it, else `skipped` with the first reason found. A reason
     or flag that does not hold for all models names its model. Raises IncompleteError as `write_table` does.
     """
-    with database.connect(status.parent) as connection:
+    with database.connect(_spill(status)) as connection:
         connection.execute("CREATE TABLE outcome (index BIGINT, model VARCHAR, reason VARCHAR)")
         for spec in specs:
             descriptor = descriptors[spec.name]
@@ -82,11 +83,13 @@ def write_status(
                     [spec.name],
                 )
         connection.execute(
-            "CREATE TABLE refused AS SELECT index, list(model || ': ' || reason ORDER BY model) AS reasons FROM "
-            "(SELECT index, model, min(reason) AS reason FROM outcome GROUP BY index, model) GROUP BY index"
+            "CREATE TABLE refused AS SELECT index, CASE WHEN count(*) = $1 AND count(DISTINCT reason) = 1 "
+            "THEN min(reason) ELSE min(model || ': ' || reason) END AS refusal FROM "
+            "(SELECT index, model, min(reason) AS reason FROM outcome GROUP BY index, model) GROUP BY index",
+            [len(specs)],
         )
         reader = connection.sql(
-            "SELECT id, length, coalesce(reason, reasons[1]) AS reason, flags "
+            "SELECT id, length, coalesce(reason, refusal) AS reason, flags "
             "FROM read_parquet($1) LEFT JOIN refused USING (index) ORDER BY index",
             params=[str(catalog)],
         ).to_arrow_reader(_BATCH)
@@ -158,6 +161,10 @@ def _locate(
         [str(catalog), spec.long_treatment is None, spec.max_length],
     )
     return held
+
+
+def _spill(target: Path) -> Path:
+    return target.with_name(f".{target.name}.spill")
 
 
 def _count(connection: duckdb.DuckDBPyConnection) -> tuple[int, int]:

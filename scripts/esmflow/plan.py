@@ -87,7 +87,7 @@ def plan(
     }
     shards: dict[str, list[Shard]] = {}
     served: dict[str, set[str]] = {}
-    with database.connect(directory.parent) as connection:
+    with database.connect(work / "spill") as connection:
         _load(connection, sequences)
         for spec in specs:
             descriptor = models[spec.name]
@@ -252,7 +252,7 @@ def _cut(
 ) -> list[Shard]:
     """Cut a batch, in order of the keys, into shards of equal cost, write them, and note who is where."""
     shape = descriptor.architecture
-    depth = max(max(output.layer for output in batch.outputs), 1)
+    depth = max(output.layer for output in batch.outputs)
     clip = spec.max_length if batch.treatment != WHOLE else np.iinfo(np.int32).max
     select = "FROM todo WHERE treatment = $1 AND list_contains($2, found)"
     parameters = [batch.treatment, batch.found]
