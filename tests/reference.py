@@ -96,15 +96,21 @@ def _randomise(model: torch.nn.Module) -> None:
 
 
 @torch.no_grad()
+def all_layers(model: torch.nn.Module, sequence: str) -> dict[int, torch.Tensor]:
+    """Every layer's representation, float32 [BOS + residues + EOS, embed_dim], of this sequence alone."""
+    _, _, tokens = ALPHABET.get_batch_converter()([("", sequence)])
+    layers = range(model.num_layers + 1)
+    return {layer: x[0] for layer, x in model(tokens, repr_layers=layers)["representations"].items()}
+
+
+@torch.no_grad()
 def represent(model: torch.nn.Module, sequence: str) -> dict[tuple[int, str], np.ndarray]:
     """Every layer's pooled vectors, float32 [embed_dim], by fair-esm's forward pass of this sequence alone."""
-    layers = range(model.num_layers + 1)
-    _, _, tokens = ALPHABET.get_batch_converter()([("", sequence)])
     result = {}
-    for layer, x in model(tokens, repr_layers=layers)["representations"].items():
-        residues = x[0, 1:-1].double()
+    for layer, x in all_layers(model, sequence).items():
+        residues = x[1:-1].double()
         result[layer, "mean"] = residues.mean(0).numpy()
-        result[layer, "bos"] = x[0, 0].numpy()
+        result[layer, "bos"] = x[0].numpy()
         result[layer, "max"] = residues.max(0).values.numpy()
         result[layer, "std"] = residues.std(0, correction=0).numpy()
     return result

@@ -2,16 +2,18 @@
 
 import time
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from esmflow.errors import DeviceError
 from esmflow.model import Esm, Pack
-from esmflow.spec import Output
+from esmflow.spec import WHOLE, Output
+from esmflow.treatment import pieces as cut
 
 #: Tokens per pack if none are asked for. On a CPU a pack should stay in the cache, on a GPU fill the device.
 AUTO_TOKENS = {"cpu": 2048, "cuda": 32768}
@@ -64,60 +66,110 @@ class Engine:
         self,
         sequences: Sequence[bytes],
         outputs: Sequence[Output],
-        progress: Callable[[np.ndarray], None] | None = None,
+        treatment: str = WHOLE,
+        progress: Callable[[int, int, float], None] | None = None,
     ) -> Embedded:
-        """Embed sequences (upper-case residue letters, at least one each).
+        """Embed sequences (upper-case residue letters, at least one each) under a treatment.
 
-        `progress` is called with the row numbers of each finished pack. A sequence whose vectors are not finite
-        is computed again alone, and if they still are not, gets a reason instead.
+        `progress` is called for each finished pack with its sequences, residues and FLOPs. A piece whose vectors are
+        not finite is computed again alone, and if they still are not, its sequence gets a reason instead of vectors.
         """
         start = time.perf_counter()
-        embed_dim = self.model.architecture.embed_dim
-        vectors = {output: np.full((len(sequences), embed_dim), np.nan, dtype=np.float32) for output in outputs}
-        reasons: list[str | None] = [None] * len(sequences)
-        tokens = np.array([len(residues) + 2 for residues in sequences], dtype=np.int64)
+        shape = self.model.architecture
+        pieces = [(row, piece) for row, residues in enumerate(sequences) for piece in cut(len(residues), treatment)]
+        rows = np.array([row for row, _ in pieces], dtype=np.int64)
+        tokens = np.array([piece.stop - piece.start + 2 for _, piece in pieces], dtype=np.int64)
+        kept = np.array([piece.keep_stop - piece.keep_start for _, piece in pieces], dtype=np.int64)
         packs = plan_packs(tokens, self.tokens_per_pack)
+        # The std of a sequence in several pieces needs their means.
+        wanted = sorted({*outputs, *(Output(o.layer, "mean") for o in outputs if o.representation == "std")})
+        vectors = {output: np.full((len(pieces), shape.embed_dim), np.nan, dtype=np.float32) for output in wanted}
+        reasons: list[str | None] = [None] * len(sequences)
+        depth = max(output.layer for output in outputs)
 
-        def forward(rows: np.ndarray) -> tuple[np.ndarray, dict[Output, np.ndarray]]:
-            return rows, self._forward([sequences[row] for row in rows], outputs)
+        def forward(members: np.ndarray) -> tuple[np.ndarray, dict[Output, np.ndarray]]:
+            chosen = [pieces[member] for member in members]
+            pack = Pack.of(
+                [sequences[row][piece.start : piece.stop] for row, piece in chosen],
+                [(piece.keep_start - piece.start, piece.keep_stop - piece.start) for _, piece in chosen],
+            )
+            return members, self._forward(pack, wanted)
 
         pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
         try:
-            for rows, result in pool.map(forward, packs):
+            for members, result in pool.map(forward, packs):
                 for output, values in result.items():
-                    vectors[output][rows] = values
-                for row in rows[~np.all([np.isfinite(values).all(axis=1) for values in result.values()], axis=0)]:
-                    alone = self._forward([sequences[row]], outputs)
-                    if not all(np.isfinite(values).all() for values in alone.values()):
-                        reasons[row] = "non-finite representation"
+                    vectors[output][members] = values
+                for member in members[~_finite(result)]:
+                    _, alone = forward(np.array([member]))
                     for output, values in alone.items():
-                        vectors[output][row] = np.nan if reasons[row] else values[0]
+                        vectors[output][member] = values[0]
+                    if not _finite(alone).all():
+                        reasons[rows[member]] = "non-finite representation"
                 if progress:
-                    progress(rows)
+                    first = sum(pieces[member][1].start == 0 for member in members)
+                    progress(first, int(kept[members].sum()), float(shape.flops(tokens[members], depth).sum()))
         finally:
             pool.shutdown(cancel_futures=True)
-        self._count(tokens, packs, time.perf_counter() - start)
-        return Embedded(vectors, reasons)
+        combined = {output: _combine(vectors, output, rows, kept) for output in outputs}
+        for values in combined.values():
+            values[[reason is not None for reason in reasons]] = np.nan
+        self._count(len(sequences), int(kept.sum()), tokens, packs, time.perf_counter() - start)
+        return Embedded(combined, reasons)
 
-    def _forward(self, sequences: Sequence[bytes], outputs: Sequence[Output]) -> dict[Output, np.ndarray]:
-        pack = Pack.of(sequences).to(self.model.device)
+    def _forward(self, pack: Pack, outputs: Sequence[Output]) -> dict[Output, np.ndarray]:
+        pack = pack.to(self.model.device)
         wanted = {layer: [o for o in outputs if o.layer == layer] for layer in {output.layer for output in outputs}}
         result: dict[Output, np.ndarray] = {}
         for layer, x in self.model.representations(pack, wanted):
-            pooled = pool(x, pack.cu_seqlens, [output.representation for output in wanted[layer]])
+            pooled = pool(x, pack, [output.representation for output in wanted[layer]])
             result |= {output: pooled[output.representation].cpu().numpy() for output in wanted[layer]}
         return result
 
-    def _count(self, tokens: np.ndarray, packs: list[np.ndarray], seconds: float) -> None:
-        used = [int(tokens[rows].sum()) for rows in packs]
+    def _count(
+        self, sequences: int, residues: int, tokens: np.ndarray, packs: list[np.ndarray], seconds: float
+    ) -> None:
+        used = [int(tokens[members].sum()) for members in packs]
         capacity = [max(self.tokens_per_pack, tokens_used) for tokens_used in used]
-        self.figures.sequences += len(tokens)
-        self.figures.residues += int(tokens.sum()) - 2 * len(tokens)
+        self.figures.sequences += sequences
+        self.figures.residues += residues
         self.figures.tokens += int(tokens.sum())
         self.figures.packs += len(packs)
         self.figures.pack_capacity += sum(capacity)
         self.figures.last_pack_free += max((c - u for c, u in zip(capacity, used, strict=True)), default=0)
         self.figures.seconds += seconds
+
+
+def _finite(vectors: Mapping[Output, np.ndarray]) -> np.ndarray:
+    """bool [pieces]: all vectors of the piece are finite."""
+    finite: np.ndarray = np.all([np.isfinite(values).all(axis=1) for values in vectors.values()], axis=0)
+    return finite
+
+
+def _combine(vectors: Mapping[Output, np.ndarray], output: Output, rows: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """The vectors of sequences from those of their pieces, as if pooled over all kept residues; bos is averaged.
+
+    vectors: float32 [pieces, embed_dim]; rows: the sequence of each piece, ascending; kept: how many residues it keeps.
+    Returns float32 [sequences, embed_dim].
+    """
+    firsts = np.flatnonzero(np.diff(rows, prepend=-1))
+    result: np.ndarray = vectors[output][firsts]
+    for row, (first, last) in enumerate(pairwise([*firsts.tolist(), len(rows)])):
+        if last - first == 1:
+            continue
+        values = vectors[output][first:last].astype(np.float64)
+        weights = kept[first:last, None] / kept[first:last].sum()
+        if output.representation == "mean":
+            result[row] = (weights * values).sum(axis=0)
+        elif output.representation == "bos":
+            result[row] = values.mean(axis=0)
+        elif output.representation == "max":
+            result[row] = values.max(axis=0)
+        else:
+            means = vectors[Output(output.layer, "mean")][first:last].astype(np.float64)
+            between = means - (weights * means).sum(axis=0)
+            result[row] = np.sqrt((weights * (values**2 + between**2)).sum(axis=0))
+    return result
 
 
 def choose_device(name: str) -> torch.device:
@@ -153,16 +205,15 @@ def plan_packs(tokens: np.ndarray, budget: int) -> list[np.ndarray]:
 
 
 @torch.inference_mode()
-def pool(x: torch.Tensor, cu_seqlens: torch.Tensor, representations: Sequence[str]) -> dict[str, torch.Tensor]:
+def pool(x: torch.Tensor, pack: Pack, representations: Sequence[str]) -> dict[str, torch.Tensor]:
     """Pool a packed representation to one vector per sequence, by segment reduction.
 
-    x: float32 [total tokens, embed_dim]; cu_seqlens: int [sequences + 1]. Returns float32 [sequences, embed_dim] for
-    each of `mean`, `max`, `std` (population standard deviation) over the residues without BOS and EOS, and `bos`
-    (the representation of the BOS token).
+    x: float32 [total tokens, embed_dim]. Returns float32 [sequences, embed_dim] for each of `mean`, `max`, `std`
+    (population standard deviation) over the residues that the pack keeps, and `bos` (the vector of the BOS token).
     """
-    begins, ends = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
-    # Each sequence is three segments: BOS, residues, EOS. The middle ones are what is wanted.
-    bounds = torch.stack([begins, begins + 1, ends - 1], dim=1).flatten()
+    begins, ends = pack.cu_seqlens[:-1].long(), pack.cu_seqlens[1:].long()
+    # Each sequence is three segments: what comes before, the kept residues, what comes after. The middle is wanted.
+    bounds = torch.cat([begins[:, None], pack.kept], dim=1).flatten()
     segments = torch.cat([bounds, ends[-1:]]).diff().to(x.device)
 
     def reduce(values: torch.Tensor, how: str) -> torch.Tensor:

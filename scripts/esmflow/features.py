@@ -17,6 +17,7 @@ from esmflow.descriptor import Descriptor
 from esmflow.errors import IncompleteError
 from esmflow.spec import WHOLE, ModelSpec, Output
 from esmflow.store import VECTOR_FILE, Space, Store, StoreFile, damaged, metadata_for, vector_array
+from esmflow.treatment import flag
 
 _ROW_GROUP_BYTES = 16 << 20
 _BATCH = 50_000
@@ -104,15 +105,12 @@ def write_status(
 
 
 def _length_flags(specs: Sequence[ModelSpec], length: int) -> list[str]:
-    """`truncated:n` for a record of which the models see only n residues, with the model's name if only some do."""
-    flags = {
-        spec.name: f"truncated:{spec.max_length}"
-        for spec in specs
-        if spec.long_sequences == "truncate" and length > spec.max_length
-    }
+    """How the models treat a record for its length, with a model's name where they differ."""
+    treatments = {spec.name: spec.treatment(length) for spec in specs}
+    flags = {model: flag(length, treatment) for model, treatment in treatments.items() if treatment}
     if len(flags) == len(specs) and len(set(flags.values())) == 1:
-        return [next(iter(flags.values()))]
-    return [f"{model}:{flag}" for model, flag in flags.items()]
+        return [text for text in [next(iter(flags.values()))] if text]
+    return [f"{model}:{text}" for model, text in flags.items() if text]
 
 
 def _locate(
@@ -127,10 +125,9 @@ def _locate(
 
     `place` is the number of the file and the row in it, as file << 32 | row; null if the store has not the sequence.
     """
-    treatments = [WHOLE] + ([spec.long_treatment] if spec.long_treatment else [])
     held: list[StoreFile] = []
-    connection.execute("CREATE OR REPLACE TABLE place (key BLOB, long BOOLEAN, place BIGINT, reason VARCHAR)")
-    for treatment in treatments:
+    connection.execute("CREATE OR REPLACE TABLE place (key BLOB, treatment VARCHAR, place BIGINT, reason VARCHAR)")
+    for treatment in spec.treatments:
         space = Space(descriptor.sha256, treatment, spec.precision)
         found = [file for file in store.files(space) if output in file.outputs]
         if found:
@@ -144,7 +141,7 @@ def _locate(
                         WHERE key IN (SELECT key FROM read_parquet($4))
                     ) GROUP BY key
                     """,
-                    [treatment != WHOLE, [str(file.path) for file in found], len(held), str(catalog)],
+                    [treatment, [str(file.path) for file in found], len(held), str(catalog)],
                 )
             except database.UNREADABLE as error:
                 raise damaged(found[0].path.parent, error) from error
@@ -154,11 +151,12 @@ def _locate(
         CREATE OR REPLACE TABLE located AS
         SELECT index, id, length, c.key AS key, status = 'valid' AS valid, place,
                CASE WHEN status <> 'valid' THEN c.reason
-                    WHEN $2 AND length > $3 THEN 'longer than ' || $3 || ' residues'
+                    WHEN c.treatment IS NULL THEN 'longer than ' || $2 || ' residues'
                     ELSE p.reason END AS reason
-        FROM read_parquet($1) c LEFT JOIN place p ON c.key = p.key AND (c.length > $3) = p.long
+        FROM (SELECT *, CASE WHEN length <= $2 THEN $3 ELSE $4 END AS treatment FROM read_parquet($1)) c
+        LEFT JOIN place p ON c.key = p.key AND c.treatment = p.treatment
         """,
-        [str(catalog), spec.long_treatment is None, spec.max_length],
+        [str(catalog), spec.max_length, WHOLE, spec.long_treatment],
     )
     return held
 
@@ -227,6 +225,7 @@ def _provenance(spec: ModelSpec, descriptor: Descriptor, output: Output, held: S
         "representation": output.representation,
         "long_sequences": spec.long_sequences,
         "max_length": str(spec.max_length),
+        "window_overlap": str(spec.window_overlap),
         "precision": used("precision"),
         "attention": used("attention"),
     }

@@ -6,7 +6,7 @@ ESM-2: Lin et al. 2023, doi:10.1126/science.ade2574. ESM-1b: Rives et al. 2021, 
 Reference code: fair-esm 2.0, `esm/model/esm2.py` and `esm/model/esm1.py`.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -35,21 +35,27 @@ class Pack:
     """int64 [total tokens]."""
     cu_seqlens: torch.Tensor
     """int32 [sequences + 1]: where each sequence begins, and the end of the last."""
+    kept: torch.Tensor
+    """int64 [sequences, 2]: the first token of each sequence that is pooled, and the one after the last."""
 
     @classmethod
-    def of(cls, sequences: Collection[bytes]) -> "Pack":
-        """Tokenise and concatenate sequences of upper-case residue letters."""
+    def of(cls, sequences: Sequence[bytes], kept: Sequence[tuple[int, int]] | None = None) -> "Pack":
+        """Tokenise and concatenate sequences of upper-case residue letters.
+
+        `kept` has the first residue of each that is pooled, and the one after the last; without it, all are.
+        """
         letters = np.frombuffer(b"".join(b"<" + residues + b">" for residues in sequences), dtype=np.uint8)
         tokens = _TOKENS[letters]
         ends = np.cumsum([len(residues) + 2 for residues in sequences])
         tokens[ends - 1] = EOS
         tokens[np.concatenate([[0], ends[:-1]])] = BOS
-        cu_seqlens = np.concatenate([[0], ends]).astype(np.int32)
-        return cls(torch.from_numpy(tokens), torch.from_numpy(cu_seqlens))
+        cu_seqlens = np.concatenate([[0], ends])
+        ranges = np.array(kept or [(0, len(residues)) for residues in sequences]) + cu_seqlens[:-1, None] + 1
+        return cls(torch.from_numpy(tokens), torch.from_numpy(cu_seqlens.astype(np.int32)), torch.from_numpy(ranges))
 
     def to(self, device: torch.device) -> "Pack":
-        """The pack with its tokens on `device`; `cu_seqlens` stays on the host, where it is read."""
-        return Pack(self.tokens.to(device), self.cu_seqlens)
+        """The pack with its tokens on `device`; what else it has stays on the host, where it is read."""
+        return Pack(self.tokens.to(device), self.cu_seqlens, self.kept)
 
 
 @dataclass(frozen=True)

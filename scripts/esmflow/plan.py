@@ -21,6 +21,7 @@ from esmflow.descriptor import Descriptor
 from esmflow.jobs import SHARD, Job, Shard
 from esmflow.spec import WHOLE, ModelSpec, Output
 from esmflow.store import Space, Store, damaged
+from esmflow.treatment import cost
 
 #: Assumed FLOPs per second of a worker job, from which the size of a shard follows.
 RATE_GPU, RATE_CPU = 5e13, 1e11
@@ -194,10 +195,9 @@ def _missing(
 
     `found` says which groups of store files, each with the same outputs, hold the sequence.
     """
-    treatments = [WHOLE] + ([spec.long_treatment] if spec.long_treatment else [])
     groups: list[frozenset[Output]] = []
     connection.execute("CREATE OR REPLACE TABLE have (key BLOB, treatment VARCHAR, found INTEGER)")
-    for treatment in treatments:
+    for treatment in spec.treatments:
         by_outputs: defaultdict[frozenset[Output], list[str]] = defaultdict(list)
         for file in store.files(Space(descriptor.sha256, treatment, spec.precision)):
             by_outputs[file.outputs & frozenset(outputs)].append(str(file.path))
@@ -253,14 +253,12 @@ def _cut(
     """Cut a batch, in order of the keys, into shards of equal cost, write them, and note who is where."""
     shape = descriptor.architecture
     depth = max(output.layer for output in batch.outputs)
-    clip = spec.max_length if batch.treatment != WHOLE else np.iinfo(np.int32).max
     select = "FROM todo WHERE treatment = $1 AND list_contains($2, found)"
     parameters = [batch.treatment, batch.found]
 
-    total, count = 0.0, 0
-    for lengths in connection.execute(f"SELECT length, count(*) AS n {select} GROUP BY length", parameters).fetchall():
-        total += lengths[1] * shape.flops(np.array([min(lengths[0], clip) + 2]), depth).item()
-        count += lengths[1]
+    histogram = connection.execute(f"SELECT length, count(*) AS n {select} GROUP BY length", parameters).fetchnumpy()
+    total = float((histogram["n"] * cost(shape, histogram["length"], batch.treatment, depth)).sum())
+    count = int(histogram["n"].sum())
     size = count * shape.embed_dim * 4 * len(batch.outputs)
     pieces = min(count, max(math.ceil(total / sizes.shard_cost), math.ceil(size / MAX_SHARD_BYTES)))
 
@@ -275,8 +273,8 @@ def _cut(
     done, piece = 0.0, -1
     for rows_batch in rows:
         table = pa.Table.from_batches([rows_batch]).cast(SHARD)
-        lengths = np.minimum(pa.compute.binary_length(table["residues"]).to_numpy(), clip)
-        costs = shape.flops(lengths + 2, depth)
+        lengths = pa.compute.binary_length(table["residues"]).to_numpy()
+        costs = cost(shape, lengths, batch.treatment, depth)
         middles = done + np.cumsum(costs) - costs / 2
         done += costs.sum()
         numbers = np.minimum((middles * (pieces / total)).astype(np.int64), pieces - 1)

@@ -39,6 +39,7 @@ class ModelSpec:
     representations: tuple[str, ...]
     long_sequences: str
     max_length: int
+    window_overlap: int
     precision: str
 
     @classmethod
@@ -50,13 +51,28 @@ class ModelSpec:
             tuple(config["representations"]),
             config["long_sequences"],
             config["max_length"],
+            config["window_overlap"],
             config["precision"],
         )
 
     @property
     def long_treatment(self) -> str | None:
         """The treatment of sequences longer than `max_length`; None if they are skipped."""
-        return None if self.long_sequences == "skip" else f"{self.long_sequences}-{self.max_length}"
+        return {
+            "window": f"window-{self.max_length}-{self.window_overlap}",
+            "truncate": f"truncate-{self.max_length}",
+            "full": WHOLE,
+            "skip": None,
+        }[self.long_sequences]
+
+    @property
+    def treatments(self) -> list[str]:
+        """The different treatments of sequences of all lengths."""
+        return [WHOLE] if self.long_treatment in (None, WHOLE) else [WHOLE, self.long_treatment]
+
+    def treatment(self, length: int) -> str | None:
+        """The treatment of a sequence of so many residues; None if it is skipped."""
+        return WHOLE if length <= self.max_length else self.long_treatment
 
     def outputs(self, layers: int) -> list[Output]:
         """The outputs asked of a model of so many layers, sorted. Raises ConfigError for a layer it has not."""
@@ -70,17 +86,18 @@ class ModelSpec:
         return sorted(Output(layer, representation) for layer in wanted for representation in self.representations)
 
     def check_length(self, max_residues: int | None) -> None:
-        """Raise ConfigError if `max_length` is beyond the reach of the model's positions."""
+        """Raise ConfigError for long sequences that are beyond the reach of the model's positions, or cannot be cut."""
+        where = f"models.{self.name}"
+        if max_residues is not None and self.long_sequences == "full":
+            raise ConfigError(
+                f"{where}.long_sequences: 'full' is for ESM-2; this model takes at most {max_residues} residues, "
+                "use 'window' or 'truncate'"
+            )
         if max_residues is not None and self.max_length > max_residues:
             raise ConfigError(
-                f"models.{self.name}.max_length: {self.max_length} is more than this model takes; "
-                f"set it to {max_residues} or less"
+                f"{where}.max_length: {self.max_length} is more than this model takes; set it to {max_residues} or less"
             )
-
-
-def treat(residues: bytes, treatment: str) -> bytes:
-    """The residues that go through the model under a treatment."""
-    if treatment == WHOLE:
-        return residues
-    _, length = treatment.split("-")
-    return residues[: int(length)]
+        if self.long_sequences == "window" and self.window_overlap >= self.max_length:
+            raise ConfigError(
+                f"{where}.window_overlap: {self.window_overlap} must be less than max_length ({self.max_length})"
+            )

@@ -8,18 +8,16 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esmflow import __version__, files, weights
-from esmflow.descriptor import Architecture, Descriptor
+from esmflow.descriptor import Descriptor
 from esmflow.engine import Engine, choose_device
 from esmflow.errors import DataError
 from esmflow.jobs import SHARD, Job, Shard
 from esmflow.model import Esm
 from esmflow.progress import WorkProgress
-from esmflow.spec import treat
 from esmflow.store import Space, Store
 
 log = logging.getLogger(__name__)
@@ -82,14 +80,8 @@ def _embed(
     progress: WorkProgress,
 ) -> None:
     table = pq.read_table(shard.file, schema=SHARD)
-    sequences = [treat(residues, shard.treatment) for residues in table["residues"].to_pylist()]
-    lengths = np.array([len(residues) for residues in sequences])
-    costs = _costs(descriptor.architecture, lengths, shard)
-
-    def report(rows: np.ndarray) -> None:
-        progress.add(len(rows), int(lengths[rows].sum()), float(costs[rows].sum()))
-
-    embedded = engine.embed(sequences, shard.outputs, report)
+    sequences = table["residues"].to_pylist()
+    embedded = engine.embed(sequences, shard.outputs, shard.treatment, progress.add)
     metadata = {
         "model": job.model,
         "weights_sha256": descriptor.sha256,
@@ -100,10 +92,6 @@ def _embed(
     keys: pa.Array = table["key"].combine_chunks()
     store.commit(space, shard.name, keys, embedded.reasons, embedded.vectors, metadata)
     log.info("shard %s committed: %s sequences", shard.name, f"{len(sequences):,}")
-
-
-def _costs(shape: Architecture, lengths: np.ndarray, shard: Shard) -> np.ndarray:
-    return shape.flops(lengths + 2, max(output.layer for output in shard.outputs))
 
 
 def _write_receipt(
