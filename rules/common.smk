@@ -90,6 +90,11 @@ def sample_receipts(wildcards):
     return expand(RECEIPT, job=sorted(jobs))
 
 
+def job_attention(wildcards):
+    """The attention kernel that the config asks for the job's model."""
+    return MODELS[read_plan()["jobs"][wildcards.job]["model"]]["attention"]
+
+
 def table_spec(wildcards):
     """The part of a model's config that concerns one table, so that another layer leaves it alone."""
     layer, representation = wildcards.output.removeprefix("layer").split(".")

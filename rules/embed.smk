@@ -12,6 +12,7 @@ rule embed:
     threads: 8
     resources:
         gpu=config["workers"]["gpus_per_job"],
+        attention=job_attention,
         tokens_per_pack=str(config["workers"]["tokens_per_pack"]),
     params:
         numerics=NUMERICS_VERSION,
@@ -20,3 +21,4 @@ rule embed:
         'python "$ESMFLOW"/embed.py'
         " --log {log:q} --job {input:q} --store {params.store:q} --receipt {output:q}"
         " --threads {threads} --tokens-per-pack {resources.tokens_per_pack}"
+        " --attention {resources.attention}"

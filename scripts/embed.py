@@ -7,6 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
+from esmflow.attention import KERNELS
 from esmflow.store import Store
 from esmflow.worker import work
 
@@ -18,6 +19,7 @@ def main(options: Namespace) -> None:
         options.receipt,
         device=options.device,
         threads=options.threads,
+        attention=options.attention,
         tokens_per_pack=None if options.tokens_per_pack == "auto" else int(options.tokens_per_pack),
     )
 
@@ -29,5 +31,6 @@ if __name__ == "__main__":
     arguments.add_argument("--receipt", type=Path, required=True)
     arguments.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     arguments.add_argument("--threads", type=int, default=1, help="CPU threads")
+    arguments.add_argument("--attention", choices=["auto", *KERNELS], default="auto")
     arguments.add_argument("--tokens-per-pack", default="auto", help="a number, or auto")
     command.run(main, arguments)

@@ -5,7 +5,7 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, repeat
 
 import numpy as np
 import torch
@@ -54,10 +54,21 @@ class Engine:
 
     On a CPU, `threads` packs are computed side by side, each by one thread: packs need no synchronisation, so
     this keeps every core busier than sharing each operation among the cores would.
+
+    `exact` gives the same model in float32, for what is not finite in 16 bit; it is called when it is first needed.
     """
 
-    def __init__(self, model: Esm, *, tokens_per_pack: int | None = None, threads: int = 1) -> None:
+    def __init__(
+        self,
+        model: Esm,
+        *,
+        tokens_per_pack: int | None = None,
+        threads: int = 1,
+        exact: Callable[[], Esm] | None = None,
+    ) -> None:
         self.model = model
+        self._exact = exact
+        self._exact_model: Esm | None = None
         self.tokens_per_pack = tokens_per_pack or AUTO_TOKENS[model.device.type]
         self.figures = Figures()
         self._threads = threads if model.device.type == "cpu" else 1
@@ -72,7 +83,7 @@ class Engine:
         """Embed sequences (upper-case residue letters, at least one each) under a treatment.
 
         `progress` is called for each finished pack with its sequences, residues and FLOPs. A piece whose vectors are
-        not finite is computed again alone, and if they still are not, its sequence gets a reason instead of vectors.
+        not finite is computed again, alone and in float32, and if they still are not, its sequence gets a reason.
         """
         start = time.perf_counter()
         shape = self.model.architecture
@@ -87,21 +98,21 @@ class Engine:
         reasons: list[str | None] = [None] * len(sequences)
         depth = max(output.layer for output in outputs)
 
-        def forward(members: np.ndarray) -> tuple[np.ndarray, dict[Output, np.ndarray]]:
+        def forward(members: np.ndarray, model: Esm) -> dict[Output, np.ndarray]:
             chosen = [pieces[member] for member in members]
             pack = Pack.of(
                 [sequences[row][piece.start : piece.stop] for row, piece in chosen],
                 [(piece.keep_start - piece.start, piece.keep_stop - piece.start) for _, piece in chosen],
             )
-            return members, self._forward(pack, wanted)
+            return _forward(model, pack, wanted)
 
         pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
         try:
-            for members, result in pool.map(forward, packs):
+            for members, result in zip(packs, pool.map(forward, packs, repeat(self.model)), strict=True):
                 for output, values in result.items():
                     vectors[output][members] = values
                 for member in members[~_finite(result)]:
-                    _, alone = forward(np.array([member]))
+                    alone = forward(np.array([member]), self._float32())
                     for output, values in alone.items():
                         vectors[output][member] = values[0]
                     if not _finite(alone).all():
@@ -117,14 +128,11 @@ class Engine:
         self._count(len(sequences), int(kept.sum()), tokens, packs, time.perf_counter() - start)
         return Embedded(combined, reasons)
 
-    def _forward(self, pack: Pack, outputs: Sequence[Output]) -> dict[Output, np.ndarray]:
-        pack = pack.to(self.model.device)
-        wanted = {layer: [o for o in outputs if o.layer == layer] for layer in {output.layer for output in outputs}}
-        result: dict[Output, np.ndarray] = {}
-        for layer, x in self.model.representations(pack, wanted):
-            pooled = pool(x, pack, [output.representation for output in wanted[layer]])
-            result |= {output: pooled[output.representation].cpu().numpy() for output in wanted[layer]}
-        return result
+    def _float32(self) -> Esm:
+        if self.model.precision != "fp32" and self._exact:
+            self._exact_model = self._exact_model or self._exact()
+            return self._exact_model
+        return self.model
 
     def _count(
         self, sequences: int, residues: int, tokens: np.ndarray, packs: list[np.ndarray], seconds: float
@@ -138,6 +146,16 @@ class Engine:
         self.figures.pack_capacity += sum(capacity)
         self.figures.last_pack_free += max((c - u for c, u in zip(capacity, used, strict=True)), default=0)
         self.figures.seconds += seconds
+
+
+def _forward(model: Esm, pack: Pack, outputs: Sequence[Output]) -> dict[Output, np.ndarray]:
+    pack = pack.to(model.device)
+    wanted = {layer: [o for o in outputs if o.layer == layer] for layer in {output.layer for output in outputs}}
+    result: dict[Output, np.ndarray] = {}
+    for layer, x in model.representations(pack, wanted):
+        pooled = pool(x, pack, [output.representation for output in wanted[layer]])
+        result |= {output: pooled[output.representation].cpu().numpy() for output in wanted[layer]}
+    return result
 
 
 def _finite(vectors: Mapping[Output, np.ndarray]) -> np.ndarray:
@@ -180,6 +198,13 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError(f"device {name}: no usable CUDA device on this machine; ask for a GPU or use --device cpu")
     return device
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """What computes at a configured precision: itself, or for `auto` fp16 on a GPU and fp32 on a CPU."""
+    if name != "auto":
+        return name
+    return "fp16" if device.type == "cuda" else "fp32"
 
 
 def plan_packs(tokens: np.ndarray, budget: int) -> list[np.ndarray]:

@@ -8,12 +8,12 @@ Reference code: fair-esm 2.0, `esm/model/esm2.py` and `esm/model/esm1.py`.
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from esmflow.attention import choose
 from esmflow.errors import DataError
 from esmflow.weights import Checkpoint
 
@@ -25,6 +25,8 @@ _TOKENS[[ord(letter) for letter in ALPHABET if len(letter) == 1]] = [
     number for number, letter in enumerate(ALPHABET) if len(letter) == 1
 ]
 _EPS = 1e-5
+#: What a precision computes matrix products in.
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -69,15 +71,25 @@ class _Layer:
 
 
 class Esm:
-    """An ESM trunk with its weights on one device, in float32."""
+    """An ESM trunk with its weights on one device.
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    precision: `fp32`, or `fp16` or `bf16` for the matrix products and attention; embeddings, the residual stream,
+    LayerNorms and rotary positions are float32 in any case. attention: a kernel's name or `auto`.
+    Raises DataError for weights that lack a tensor, DeviceError for a kernel that does not work here.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, device: torch.device, *, precision: str = "fp32", attention: str = "auto"
+    ) -> None:
         self.architecture = checkpoint.architecture
         self.device = device
+        self.precision = precision
+        self._dtype = DTYPES[precision]
         self._tensors = checkpoint.tensors
         shape = self.architecture
         self._head_dim = shape.embed_dim // shape.heads
         self._rotary = shape.kind == "ESM-2"
+        self.attention, self._attend = choose(attention, device, self._dtype, shape.heads, self._head_dim)
 
         # Token dropout (Lin et al. 2023): trained with 12 % of the tokens masked, so that inputs without masks
         # are scaled by 1 - 0.15 * 0.8. No mask token is ever put in, hence the scale is constant.
@@ -102,6 +114,7 @@ class Esm:
         """
         shape = self.architecture
         lengths = pack.cu_seqlens.diff().tolist()
+        cu_seqlens = pack.cu_seqlens.to(self.device)
         x = self._embedding[pack.tokens]
         position = torch.arange(len(pack.tokens)) - torch.repeat_interleave(
             pack.cu_seqlens[:-1], pack.cu_seqlens.diff()
@@ -117,15 +130,19 @@ class Esm:
         if 0 in layers:
             yield 0, x
         for number, layer in enumerate(self._layers[: max(layers)], 1):
-            qkv = F.linear(self._norm(x, layer.attention_norm), *layer.qkv)
+            qkv = F.linear(self._norm(x, layer.attention_norm).to(self._dtype), *layer.qkv)
             qkv = qkv.view(len(x), 3, shape.heads, self._head_dim)
             if self._rotary:
                 # Rotary positions (Su et al. 2021, arXiv:2104.09864): each pair of a query's or key's
                 # components is a complex number that turns by its position's angle.
                 pairs = qkv.view(*qkv.shape[:-1], -1, 2)[:, :2]
-                torch.view_as_complex(pairs).mul_(rotation)
-            x = x + F.linear(attention(qkv, lengths).flatten(1), *layer.out)
-            x = x + F.linear(F.gelu(F.linear(self._norm(x, layer.ffn_norm), *layer.fc1)), *layer.fc2)
+                if self._dtype == torch.float32:
+                    torch.view_as_complex(pairs).mul_(rotation)
+                else:
+                    pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()).mul_(rotation)))
+            x = x + F.linear(self._attend(qkv, cu_seqlens, lengths).flatten(1), *layer.out)
+            hidden = F.gelu(F.linear(self._norm(x, layer.ffn_norm).to(self._dtype), *layer.fc1))
+            x = x + F.linear(hidden, *layer.fc2)
             if number in layers:
                 yield number, x if number < shape.layers else self._norm(x, self._norm_after)
 
@@ -137,6 +154,9 @@ class Esm:
         if tensor is None:
             raise DataError(f"weights hold no tensor {name}; the file is damaged or of another kind")
         return tensor.to(device=self.device, dtype=torch.float32)
+
+    def _linear(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._take(f"{name}.weight").to(self._dtype), self._take(f"{name}.bias").to(self._dtype)
 
     def _pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         return self._take(f"{name}.weight"), self._take(f"{name}.bias")
@@ -150,16 +170,16 @@ class Esm:
         return 1.0 / (10000**exponents)
 
     def _layer(self, name: str) -> _Layer:
-        q, k, v = (self._pair(f"{name}.self_attn.{which}_proj") for which in "qkv")
+        q, k, v = (self._linear(f"{name}.self_attn.{which}_proj") for which in "qkv")
         if self._rotary:
             q, k = self._interleave(q), self._interleave(k)
         return _Layer(
             attention_norm=self._pair(f"{name}.self_attn_layer_norm"),
             qkv=(torch.cat([q[0], k[0], v[0]]), torch.cat([q[1], k[1], v[1]])),
-            out=self._pair(f"{name}.self_attn.out_proj"),
+            out=self._linear(f"{name}.self_attn.out_proj"),
             ffn_norm=self._pair(f"{name}.final_layer_norm"),
-            fc1=self._pair(f"{name}.fc1"),
-            fc2=self._pair(f"{name}.fc2"),
+            fc1=self._linear(f"{name}.fc1"),
+            fc2=self._linear(f"{name}.fc2"),
         )
 
     def _interleave(self, linear: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -170,21 +190,3 @@ class Esm:
         order = torch.arange(self.architecture.embed_dim, device=self.device).view(-1, 2, self._head_dim // 2)
         order = order.transpose(1, 2).flatten()
         return linear[0][order], linear[1][order]
-
-
-def attention(qkv: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    """Scaled dot-product attention within each sequence of a pack.
-
-    qkv: [total tokens, 3, heads, head_dim]; lengths: tokens of each sequence. Neighbours of equal length go through
-    in one call. Returns [total tokens, heads, head_dim]. Vaswani et al. 2017, arXiv:1706.03762.
-    """
-    result = torch.empty_like(qkv[:, 0])
-    start = 0
-    for length, run in groupby(lengths):
-        count = len(list(run))
-        stop = start + count * length
-        q, k, v = qkv[start:stop].view(count, length, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        result[start:stop] = attended.reshape(-1, *result.shape[1:])
-        start = stop
-    return result

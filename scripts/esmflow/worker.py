@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 
 from esmflow import __version__, files, weights
 from esmflow.descriptor import Descriptor
-from esmflow.engine import Engine, choose_device
+from esmflow.engine import Engine, choose_device, choose_precision
 from esmflow.errors import DataError
 from esmflow.jobs import SHARD, Job, Shard
 from esmflow.model import Esm
@@ -24,7 +25,14 @@ log = logging.getLogger(__name__)
 
 
 def work(
-    job_file: Path, store: Store, receipt: Path, *, device: str, threads: int, tokens_per_pack: int | None
+    job_file: Path,
+    store: Store,
+    receipt: Path,
+    *,
+    device: str,
+    threads: int,
+    tokens_per_pack: int | None,
+    attention: str,
 ) -> None:
     """Embed the shards of a job that are not in the store, commit each in one step, then write the receipt.
 
@@ -38,12 +46,21 @@ def work(
     log.info("job %s: %d shards, %d of them in the store", job.name, len(job.shards), len(job.shards) - len(pending))
     engine = None
     if pending:
-        engine = Engine(_load(descriptor, device), tokens_per_pack=tokens_per_pack, threads=threads)
+        target = choose_device(device)
+        precision = choose_precision(job.precision, target)
+        engine = Engine(
+            _load(descriptor, target, precision, attention),
+            tokens_per_pack=tokens_per_pack,
+            threads=threads,
+            exact=lambda: _load(descriptor, target, "fp32", "auto"),
+        )
         log.info(
-            "model %s on %s after %.1f s; float32, attention sdpa, %d tokens per pack, %d threads",
+            "model %s on %s after %.1f s; %s, attention %s, %d tokens per pack, %d threads",
             job.model,
-            engine.model.device,
+            target,
             time.monotonic() - start,
+            precision,
+            engine.model.attention,
             engine.tokens_per_pack,
             threads,
         )
@@ -58,8 +75,7 @@ def work(
     _write_receipt(receipt, job, pending, spaces, store, engine, time.monotonic() - start)
 
 
-def _load(descriptor: Descriptor, device: str) -> Esm:
-    target = choose_device(device)
+def _load(descriptor: Descriptor, device: torch.device, precision: str, attention: str) -> Esm:
     parts = [Path(file) for file in descriptor.files]
     size = sum(part.stat().st_size for part in parts if part.exists())
     if size != descriptor.bytes:
@@ -67,7 +83,7 @@ def _load(descriptor: Descriptor, device: str) -> Esm:
             f"{parts[0]}: weights are missing or have changed since they were fetched "
             f"({size:,} bytes, were {descriptor.bytes:,}); run again with --forcerun fetch_model"
         )
-    return Esm(weights.read(parts), target)
+    return Esm(weights.read(parts), device, precision=precision, attention=attention)
 
 
 def _embed(
@@ -86,8 +102,8 @@ def _embed(
         "model": job.model,
         "weights_sha256": descriptor.sha256,
         "treatment": shard.treatment,
-        "precision": "fp32",
-        "attention": "sdpa",
+        "precision": engine.model.precision,
+        "attention": engine.model.attention,
     }
     keys: pa.Array = table["key"].combine_chunks()
     store.commit(space, shard.name, keys, embedded.reasons, embedded.vectors, metadata)
@@ -143,8 +159,8 @@ def _figures(engine: Engine | None, flops: float, seconds: float) -> dict[str, o
     figures = engine.figures
     return general | {
         "device": str(engine.model.device),
-        "precision": "fp32",
-        "attention": "sdpa",
+        "precision": engine.model.precision,
+        "attention": engine.model.attention,
         "tokens_per_pack": engine.tokens_per_pack,
         "packs": figures.packs,
         "tokens": figures.tokens,

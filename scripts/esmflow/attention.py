@@ -1,0 +1,91 @@
+"""Attention within each sequence of a pack, by the best kernel that works on the device.
+
+Each kernel takes qkv [total tokens, 3, heads, head_dim], cu_seqlens int32 [sequences + 1] on qkv's device, and the
+tokens of each sequence as numbers, and returns [total tokens, heads, head_dim]. Vaswani et al. 2017, arXiv:1706.03762.
+"""
+
+import logging
+from collections.abc import Callable
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+
+from esmflow.errors import DeviceError
+
+Attention = Callable[[torch.Tensor, torch.Tensor, list[int]], torch.Tensor]
+
+log = logging.getLogger(__name__)
+
+
+def sdpa(qkv: torch.Tensor, cu_seqlens: torch.Tensor, lengths: list[int]) -> torch.Tensor:  # noqa: ARG001
+    """PyTorch's scaled_dot_product_attention, on any device; neighbours of equal length go through in one call."""
+    result = torch.empty_like(qkv[:, 0])
+    start = 0
+    for length, run in groupby(lengths):
+        count = len(list(run))
+        stop = start + count * length
+        q, k, v = qkv[start:stop].view(count, length, *qkv.shape[1:]).permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        result[start:stop] = attended.reshape(-1, *result.shape[1:])
+        start = stop
+    return result
+
+
+def torch_varlen(qkv: torch.Tensor, cu_seqlens: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """PyTorch's varlen attention (CUDA, 16 bit, torch >= 2.10): the whole pack in one call."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = qkv.unbind(1)
+    longest = max(lengths)
+    attended = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest)
+    assert isinstance(attended, torch.Tensor)
+    return attended
+
+
+def flash_attn(qkv: torch.Tensor, cu_seqlens: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+    """The flash-attn package (CUDA, 16 bit): the whole pack in one call. Dao 2023, arXiv:2307.08691."""
+    from flash_attn import flash_attn_varlen_func
+
+    q, k, v = qkv.unbind(1)
+    longest = max(lengths)
+    attended: torch.Tensor = flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, longest, longest)
+    return attended
+
+
+#: From the fastest to the one that always works.
+KERNELS: dict[str, Attention] = {"flash_attn": flash_attn, "torch_varlen": torch_varlen, "sdpa": sdpa}
+
+
+def choose(name: str, device: torch.device, dtype: torch.dtype, heads: int, head_dim: int) -> tuple[str, Attention]:
+    """The kernel of that name, or for `auto` the first that works on the device, which is tried and checked.
+
+    Raises DeviceError if a kernel asked for by name does not work.
+    """
+    if name == "sdpa" or (name == "auto" and device.type == "cpu"):
+        return "sdpa", sdpa
+    for candidate in KERNELS if name == "auto" else [name]:
+        try:
+            _try(KERNELS[candidate], device, dtype, heads, head_dim)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            if name != "auto":
+                raise DeviceError(
+                    f"attention {name} does not work on {device} with {dtype} ({reason}); use 'attention: auto'"
+                ) from error
+            log.info("attention %s is not usable (%s)", candidate, reason)
+        else:
+            return candidate, KERNELS[candidate]
+    raise DeviceError(f"no attention kernel works on {device}")
+
+
+@torch.inference_mode()
+def _try(kernel: Attention, device: torch.device, dtype: torch.dtype, heads: int, head_dim: int) -> None:
+    """Run a kernel on a small pack and compare it with the plain one."""
+    lengths = [5, 3, 7]
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(sum(lengths), 3, heads, head_dim, generator=generator).to(device, dtype)
+    cu_seqlens = torch.tensor([0, 5, 8, 15], dtype=torch.int32, device=device)
+    found, expected = kernel(qkv, cu_seqlens, lengths).float(), sdpa(qkv.float(), cu_seqlens, lengths)
+    if not torch.allclose(found, expected, atol=0.05):
+        raise ArithmeticError(f"differs from the plain kernel by {(found - expected).abs().max().item():.3g}")

@@ -1,0 +1,68 @@
+"""16 bit, and the choice of precision and attention kernel."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+import torch
+from esmflow import weights
+from esmflow.attention import choose
+from esmflow.engine import Engine, choose_precision
+from esmflow.errors import DeviceError
+from esmflow.model import Esm
+from esmflow.spec import Output
+
+CPU = torch.device("cpu")
+
+
+def cosine(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(found @ expected / np.linalg.norm(found) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize(("precision", "bound"), [("fp16", 0.9999), ("bf16", 0.999)])
+def test_16_bit_keeps_its_bound_in_every_layer(esm2_8m: Path, uniprot: list[str], precision: str, bound: float) -> None:
+    sequences = [sequence[:150] for sequence in random.Random(8).sample(uniprot, 6)]
+    outputs = [Output(layer, name) for layer in range(7) for name in reference.REPRESENTATIONS]
+    engine = Engine(Esm(weights.read([esm2_8m]), CPU, precision=precision), threads=2)
+    vectors = engine.embed([sequence.encode() for sequence in sequences], outputs).vectors
+    model = reference.esm2_of_hugging_face(esm2_8m)
+    for row, sequence in enumerate(sequences):
+        expected = reference.represent(model, sequence)
+        assert min(cosine(vectors[output][row], expected[output]) for output in outputs) >= bound
+
+
+def test_what_overflows_in_fp16_is_computed_in_float32(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.pt"
+    model = reference.tiny_esm2(path)
+    with torch.no_grad():
+        model.layers[1].fc1.weight *= 1e6
+        model.layers[1].fc2.weight /= 1e6
+    content = torch.load(path, weights_only=False)
+    content["model"] = {f"encoder.sentence_encoder.{name}": tensor for name, tensor in model.state_dict().items()}
+    torch.save(content, path)
+    checkpoint = weights.read([path])
+    output = Output(3, "mean")
+    half = Esm(checkpoint, CPU, precision="fp16")
+    assert Engine(half).embed([b"MKTAYIAK"], [output]).reasons == ["non-finite representation"]
+    embedded = Engine(half, exact=lambda: Esm(checkpoint, CPU)).embed([b"MKTAYIAK"], [output])
+    expected = reference.represent(model, "MKTAYIAK")[output]
+    assert embedded.reasons == [None]
+    assert np.linalg.norm(embedded.vectors[output][0] - expected) <= 1e-5 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name", ["auto", "sdpa"])
+def test_attention_on_a_cpu_is_sdpa(name: str) -> None:
+    assert choose(name, CPU, torch.float32, 4, 16)[0] == "sdpa"
+
+
+@pytest.mark.parametrize("name", ["flash_attn", "torch_varlen"])
+def test_a_kernel_asked_for_by_name_never_falls_back(name: str) -> None:
+    with pytest.raises(DeviceError, match=name):
+        choose(name, CPU, torch.float32, 4, 16)
+
+
+def test_auto_precision_is_exact_on_a_cpu() -> None:
+    assert choose_precision("auto", CPU) == "fp32"
+    assert choose_precision("bf16", CPU) == "bf16"
