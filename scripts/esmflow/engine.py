@@ -13,10 +13,13 @@ import torch
 from esmflow.errors import DeviceError
 from esmflow.model import Esm, Pack
 from esmflow.spec import WHOLE, Output
+from esmflow.treatment import cost
 from esmflow.treatment import pieces as cut
 
 #: Tokens per pack if none are asked for. On a CPU a pack should stay in the cache, on a GPU fill the device.
 AUTO_TOKENS = {"cpu": 2048, "cuda": 32768}
+#: The cosine to float32 that each precision is to keep.
+LEAST_COSINE = {"fp16": 0.9999, "bf16": 0.999}
 
 
 @dataclass
@@ -47,6 +50,16 @@ class Embedded:
     """float32 [sequences, embed_dim] for each output; NaN where there is a reason."""
     reasons: list[str | None]
     """Why a sequence has no vectors; None for those that have them."""
+
+
+@dataclass(frozen=True)
+class SelfCheck:
+    """How far vectors were from the same sequences embedded alone in float32."""
+
+    sequences: int
+    largest_difference: float
+    """Relative L2 error, the largest of all outputs and sequences."""
+    least_cosine: float
 
 
 class Engine:
@@ -127,6 +140,35 @@ class Engine:
             values[[reason is not None for reason in reasons]] = np.nan
         self._count(len(sequences), int(kept.sum()), tokens, packs, time.perf_counter() - start)
         return Embedded(combined, reasons)
+
+    def check(
+        self, sequences: Sequence[bytes], outputs: Sequence[Output], treatment: str, embedded: Embedded
+    ) -> SelfCheck:
+        """Embed a sample of the sequences again, each alone and in float32, and compare.
+
+        The sample is random, of about 1 % of the cost and at least one sequence. Raises DeviceError if a vector is
+        further from its second computation than its precision explains: the device or its libraries are at fault.
+        """
+        alone = Engine(self._float32(), tokens_per_pack=self.tokens_per_pack)
+        lengths = np.array([len(residues) for residues in sequences])
+        order = np.random.default_rng(0).permutation(np.flatnonzero([reason is None for reason in embedded.reasons]))
+        costs = cost(self.model.architecture, lengths, treatment, 1)
+        sample = order[: 1 + int(np.searchsorted(costs[order].cumsum(), costs.sum() / 100))]
+        difference, cosine = 0.0, 1.0
+        for row in sample:
+            again = alone.embed([sequences[row]], outputs, treatment).vectors
+            for output in outputs:
+                found, expected = embedded.vectors[output][row].astype(np.float64), again[output][0].astype(np.float64)
+                # A single residue has a std of 0, of which there is nothing to compare.
+                if size := np.linalg.norm(expected):
+                    difference = max(difference, float(np.linalg.norm(found - expected) / size))
+                    cosine = min(cosine, float(found @ expected / size / max(np.linalg.norm(found), 1e-30)))
+        if difference > 1e-4 and (self.model.precision == "fp32" or cosine < LEAST_COSINE[self.model.precision]):
+            raise DeviceError(
+                f"self-check on {self.model.device} failed: a vector differs from the same computed alone by "
+                f"{difference:.1e} (cosine {cosine:.6f}); use another device, or 'precision: fp32'"
+            )
+        return SelfCheck(len(sample), difference, cosine)
 
     def _float32(self) -> Esm:
         if self.model.precision != "fp32" and self._exact:

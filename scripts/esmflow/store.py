@@ -65,35 +65,32 @@ class Store:
             result.append(StoreFile(path, outputs, metadata_of(schema)))
         return result
 
-    def commit(
-        self,
-        space: Space,
-        shard: str,
-        keys: pa.Array,
-        reasons: Sequence[str | None],
-        vectors: Mapping[Output, np.ndarray],
-        metadata: Mapping[str, str],
-    ) -> Path:
-        """Write a shard in one atomic step and return its path.
-
-        keys: binary(32) [sequences]; vectors: float32 [sequences, embed_dim] for each output. Committing the same
-        shard again replaces it with an equal one.
-        """
-        fields = [pa.field("key", pa.binary(32), nullable=False), pa.field("reason", pa.string())]
-        columns: list[pa.Array] = [keys, pa.array(reasons, pa.string())]
-        for output, values in vectors.items():
-            column = vector_array(values)
-            fields.append(pa.field(str(output), column.type, nullable=False))
-            columns.append(column)
-        schema = pa.schema(fields, metadata_for(metadata))
-        path = self.path(space, shard)
-        with files.atomic(path) as temporary:
-            pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, **VECTOR_FILE)
-        return path
-
 
 #: How files of vectors are written: floats do not compress, and each page carries a checksum.
 VECTOR_FILE = {"compression": {"id": "zstd"}, "use_dictionary": False, "write_page_checksum": True}
+
+
+def commit(
+    path: Path,
+    keys: pa.Array,
+    reasons: Sequence[str | None],
+    vectors: Mapping[Output, np.ndarray],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a shard in one atomic step to the path that `Store.path` gave for it.
+
+    keys: binary(32) [sequences]; vectors: float32 [sequences, embed_dim] for each output. Committing the same
+    shard again replaces it with an equal one.
+    """
+    fields = [pa.field("key", pa.binary(32), nullable=False), pa.field("reason", pa.string())]
+    columns: list[pa.Array] = [keys, pa.array(reasons, pa.string())]
+    for output, values in vectors.items():
+        column = vector_array(values)
+        fields.append(pa.field(str(output), column.type, nullable=False))
+        columns.append(column)
+    schema = pa.schema(fields, metadata_for(metadata))
+    with files.atomic(path) as temporary:
+        pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, **VECTOR_FILE)
 
 
 def vector_array(values: np.ndarray) -> pa.FixedSizeListArray:

@@ -66,3 +66,23 @@ def test_a_kernel_asked_for_by_name_never_falls_back(name: str) -> None:
 def test_auto_precision_is_exact_on_a_cpu() -> None:
     assert choose_precision("auto", CPU) == "fp32"
     assert choose_precision("bf16", CPU) == "bf16"
+
+
+def test_self_check_compares_a_sample_with_fair_esm_grade_vectors(esm2_8m: Path, uniprot: list[str]) -> None:
+    sequences = [sequence[:80].encode() for sequence in random.Random(9).sample(uniprot, 12)]
+    checkpoint = weights.read([esm2_8m])
+    outputs = [Output(6, "mean"), Output(3, "std")]
+    engine = Engine(Esm(checkpoint, CPU, precision="bf16"), exact=lambda: Esm(checkpoint, CPU), threads=2)
+    check = engine.check(sequences, outputs, "whole", engine.embed(sequences, outputs))
+    assert 1 <= check.sequences < 12
+    assert 1e-5 < check.largest_difference < 0.05
+    assert 0.999 <= check.least_cosine < 1
+
+
+def test_self_check_refuses_vectors_of_another_sequence(tmp_path: Path) -> None:
+    reference.tiny_esm2(tmp_path / "tiny.pt")
+    engine = Engine(Esm(weights.read([tmp_path / "tiny.pt"]), CPU))
+    output = Output(3, "mean")
+    embedded = engine.embed([b"MKTAYIAK", b"WWPWGP"], [output])
+    with pytest.raises(DeviceError, match="self-check"):
+        engine.check([b"WWPWGP", b"MKTAYIAK"], [output], "whole", embedded)
