@@ -8,7 +8,7 @@ sys.path.insert(0, SCRIPTS)
 
 from esmflow.config import check_config, read_samples
 from esmflow.errors import EsmflowError
-from esmflow.spec import LETTERS_VERSION, NUMERICS_VERSION, ModelSpec
+from esmflow.spec import LETTERS_VERSION, NUMERICS_VERSION, RAGGED, VECTORS, ModelSpec
 
 try:
     config = check_config(config)
@@ -33,6 +33,7 @@ DESCRIPTOR = f"{RESULTS}/models/{{model}}.json"
 PLAN = f"{RESULTS}/plan"
 RECEIPT = f"{RESULTS}/receipts/{{job}}.json"
 TABLE = f"{RESULTS}/features/{{sample}}/{{model}}/{{output}}.parquet"
+RESIDUES = f"{RESULTS}/residues/{{sample}}/{{model}}/{{output}}.h5"
 STATUS = f"{RESULTS}/status/{{sample}}.tsv"
 
 
@@ -40,7 +41,7 @@ wildcard_constraints:
     sample="[^/]+",
     model="[^/]+",
     job="[0-9a-f]+",
-    output=r"layer\d+\.(mean|bos|max|std)",
+    output=rf"layer\d+\.({'|'.join(VECTORS)}|per_tok|logits)|contacts",
 
 
 def numeric_config(model):
@@ -72,13 +73,16 @@ def read_plan():
 
 
 def tables(wildcards):
-    """All feature tables, with their layers counted from 0."""
+    """All feature tables and residue files, with their layers counted from 0."""
     paths = [Path(name).parts for name in read_plan()["tables"]]
-    return [TABLE.format(sample=sample, model=model, output=output) for sample, model, output in paths]
+    return [
+        (RESIDUES if output.endswith(RAGGED) else TABLE).format(sample=sample, model=model, output=output)
+        for sample, model, output in paths
+    ]
 
 
 def table_receipts(wildcards):
-    """The receipts of the jobs that a feature table needs."""
+    """The receipts of the jobs that a feature table or a residue file needs."""
     jobs = read_plan()["tables"][f"{wildcards.sample}/{wildcards.model}/{wildcards.output}"]
     return expand(RECEIPT, job=jobs)
 
@@ -97,5 +101,7 @@ def job_attention(wildcards):
 
 def table_spec(wildcards):
     """The part of a model's config that concerns one table, so that another layer leaves it alone."""
-    layer, representation = wildcards.output.removeprefix("layer").split(".")
-    return json.dumps(numeric_config(wildcards.model) | {"layers": [int(layer)], "representations": [representation]})
+    layer, _, representation = wildcards.output.removeprefix("layer").rpartition(".")
+    return json.dumps(
+        numeric_config(wildcards.model) | {"layers": [int(layer or -1)], "representations": [representation]}
+    )

@@ -18,8 +18,32 @@ rule features:
     shell:
         'python "$ESMFLOW"/features.py'
         " --log {log:q} --catalog {input.catalog:q} --model {wildcards.model:q}"
-        " --spec {params.spec:q} --descriptor {input.descriptor:q} --output {wildcards.output:q}"
+        " --spec {params.spec:q} --descriptor {input.descriptor:q}"
         " --store {params.store:q} --table {output:q}"
+
+
+rule residues:
+    input:
+        table_receipts,
+        catalog=CATALOG,
+        descriptor=DESCRIPTOR,
+    output:
+        RESIDUES,
+    log:
+        "logs/residues/{sample}/{model}/{output}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/residues/{{sample}}/{{model}}/{{output}}.tsv"
+    conda:
+        "../envs/cpu.yaml"
+    params:
+        spec=table_spec,
+        numerics=NUMERICS_VERSION,
+        store=STORE,
+    shell:
+        'python "$ESMFLOW"/residues.py'
+        " --log {log:q} --catalog {input.catalog:q} --model {wildcards.model:q}"
+        " --spec {params.spec:q} --descriptor {input.descriptor:q}"
+        " --store {params.store:q} --file {output:q}"
 
 
 rule status:

@@ -10,28 +10,24 @@ from pathlib import Path
 from esmflow import command
 from esmflow.descriptor import Descriptor
 from esmflow.features import write_table
-from esmflow.spec import ModelSpec, Output
+from esmflow.spec import ModelSpec
 from esmflow.store import Store
 
 
 def main(options: Namespace) -> None:
-    write_table(
-        options.catalog,
-        ModelSpec.of(options.model, options.spec),
-        Descriptor.load(options.descriptor),
-        Output.parse(options.output),
-        Store(options.store),
-        options.table,
-    )
+    spec, descriptor = ModelSpec.of(options.model, options.spec), Descriptor.load(options.descriptor)
+    [output] = spec.outputs(descriptor.architecture.layers)
+    write_table(options.catalog, spec, descriptor, output, Store(options.store), options.table)
 
 
 if __name__ == "__main__":
     arguments = command.parser(__doc__)
     arguments.add_argument("--catalog", type=Path, required=True)
     arguments.add_argument("--model", required=True, help="the model's name in the config")
-    arguments.add_argument("--spec", type=json.loads, required=True, help="the model's config, as JSON")
+    arguments.add_argument(
+        "--spec", type=json.loads, required=True, help="its config, with one layer and representation, as JSON"
+    )
     arguments.add_argument("--descriptor", type=Path, required=True)
-    arguments.add_argument("--output", required=True, help="such as layer6.mean")
     arguments.add_argument("--store", type=Path, required=True)
     arguments.add_argument("--table", type=Path, required=True)
     command.run(main, arguments)

@@ -8,6 +8,9 @@ import numpy as np
 
 from esmflow import files
 
+#: Letters of the alphabet, and so logits of a token.
+LETTERS = 33
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -22,6 +25,10 @@ class Architecture:
     token_dropout: bool
     max_residues: int | None
     """The longest sequence the positions reach; None for rotary positions."""
+    lm_head: bool
+    """Whether logits can be had."""
+    contact_head: bool
+    """Whether contacts can be had."""
 
     def flops(self, tokens: np.ndarray, layers: int) -> np.ndarray:
         """Floating-point operations of the first `layers` layers (at least one), linear and attention.

@@ -1,23 +1,25 @@
-"""The engine: sequences in, pooled vectors out, through packs of a fixed token budget."""
+"""The engine: sequences in, representations out, through packs of a fixed token budget."""
 
 import time
 from bisect import bisect_left, insort
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise, repeat
+from itertools import repeat
 
 import numpy as np
 import torch
 
 from esmflow.errors import DeviceError
 from esmflow.model import Esm, Pack
+from esmflow.represent import Pieces, combine, represent
 from esmflow.spec import WHOLE, Output
 from esmflow.treatment import cost
 from esmflow.treatment import pieces as cut
 
 #: Tokens per pack if none are asked for. On a CPU a pack should stay in the cache, on a GPU fill the device.
 AUTO_TOKENS = {"cpu": 2048, "cuda": 32768}
+_NOTHING = np.empty(0, dtype=np.float32)
 #: The cosine to float32 that each precision is to keep.
 LEAST_COSINE = {"fp16": 0.9999, "bf16": 0.999}
 
@@ -44,12 +46,13 @@ class Figures:
 
 @dataclass(frozen=True)
 class Embedded:
-    """The vectors of some sequences, row by row."""
+    """What some sequences have, row by row."""
 
-    vectors: dict[Output, np.ndarray]
-    """float32 [sequences, embed_dim] for each output; NaN where there is a reason."""
+    values: dict[Output, list[np.ndarray]]
+    """For each output and sequence a float32 array: [embed_dim] for vectors, [residues, embed_dim] for `per_tok`,
+    [residues, 33] for `logits`, [residues, residues] for `contacts`. Not to be used where there is a reason."""
     reasons: list[str | None]
-    """Why a sequence has no vectors; None for those that have them."""
+    """Why a sequence has nothing; None for those that have all."""
 
 
 @dataclass(frozen=True)
@@ -107,37 +110,36 @@ class Engine:
         packs = plan_packs(tokens, self.tokens_per_pack)
         # The std of a sequence in several pieces needs their means.
         wanted = sorted({*outputs, *(Output(o.layer, "mean") for o in outputs if o.representation == "std")})
-        vectors = {output: np.full((len(pieces), shape.embed_dim), np.nan, dtype=np.float32) for output in wanted}
+        results: Pieces = {output: [_NOTHING] * len(pieces) for output in wanted}
         reasons: list[str | None] = [None] * len(sequences)
         depth = max(output.layer for output in outputs)
 
-        def forward(members: np.ndarray, model: Esm) -> dict[Output, np.ndarray]:
+        def forward(members: np.ndarray, model: Esm) -> Pieces:
             chosen = [pieces[member] for member in members]
             pack = Pack.of(
                 [sequences[row][piece.start : piece.stop] for row, piece in chosen],
                 [(piece.keep_start - piece.start, piece.keep_stop - piece.start) for _, piece in chosen],
             )
-            return _forward(model, pack, wanted)
+            return represent(model, pack, wanted)
 
         pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
         try:
             for members, result in zip(packs, pool.map(forward, packs, repeat(self.model)), strict=True):
-                for output, values in result.items():
-                    vectors[output][members] = values
-                for member in members[~_finite(result)]:
-                    alone = forward(np.array([member]), self._float32())
-                    for output, values in alone.items():
-                        vectors[output][member] = values[0]
-                    if not _finite(alone).all():
-                        reasons[rows[member]] = "non-finite representation"
+                for place, member in enumerate(members):
+                    found = {output: values[place] for output, values in result.items()}
+                    if not _finite(found):
+                        alone = forward(np.array([member]), self._float32())
+                        found = {output: values[0] for output, values in alone.items()}
+                        if not _finite(found):
+                            reasons[rows[member]] = "non-finite representation"
+                    for output, value in found.items():
+                        results[output][member] = value
                 if progress:
                     first = sum(pieces[member][1].start == 0 for member in members)
                     progress(first, int(kept[members].sum()), float(shape.flops(tokens[members], depth).sum()))
         finally:
             pool.shutdown(cancel_futures=True)
-        combined = {output: _combine(vectors, output, rows, kept) for output in outputs}
-        for values in combined.values():
-            values[[reason is not None for reason in reasons]] = np.nan
+        combined = {output: combine(results, output, rows, kept) for output in outputs}
         self._count(len(sequences), int(kept.sum()), tokens, packs, time.perf_counter() - start)
         return Embedded(combined, reasons)
 
@@ -156,9 +158,10 @@ class Engine:
         sample = order[: 1 + int(np.searchsorted(costs[order].cumsum(), costs.sum() / 100))]
         difference, cosine = 0.0, 1.0
         for row in sample:
-            again = alone.embed([sequences[row]], outputs, treatment).vectors
+            again = alone.embed([sequences[row]], outputs, treatment).values
             for output in outputs:
-                found, expected = embedded.vectors[output][row].astype(np.float64), again[output][0].astype(np.float64)
+                found = embedded.values[output][row].ravel().astype(np.float64)
+                expected = again[output][0].ravel().astype(np.float64)
                 # A single residue has a std of 0, of which there is nothing to compare.
                 if size := np.linalg.norm(expected):
                     difference = max(difference, float(np.linalg.norm(found - expected) / size))
@@ -190,46 +193,8 @@ class Engine:
         self.figures.seconds += seconds
 
 
-def _forward(model: Esm, pack: Pack, outputs: Sequence[Output]) -> dict[Output, np.ndarray]:
-    pack = pack.to(model.device)
-    wanted = {layer: [o for o in outputs if o.layer == layer] for layer in {output.layer for output in outputs}}
-    result: dict[Output, np.ndarray] = {}
-    for layer, x in model.representations(pack, wanted):
-        pooled = pool(x, pack, [output.representation for output in wanted[layer]])
-        result |= {output: pooled[output.representation].cpu().numpy() for output in wanted[layer]}
-    return result
-
-
-def _finite(vectors: Mapping[Output, np.ndarray]) -> np.ndarray:
-    """bool [pieces]: all vectors of the piece are finite."""
-    finite: np.ndarray = np.all([np.isfinite(values).all(axis=1) for values in vectors.values()], axis=0)
-    return finite
-
-
-def _combine(vectors: Mapping[Output, np.ndarray], output: Output, rows: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """The vectors of sequences from those of their pieces, as if pooled over all kept residues; bos is averaged.
-
-    vectors: float32 [pieces, embed_dim]; rows: the sequence of each piece, ascending; kept: how many residues it keeps.
-    Returns float32 [sequences, embed_dim].
-    """
-    firsts = np.flatnonzero(np.diff(rows, prepend=-1))
-    result: np.ndarray = vectors[output][firsts]
-    for row, (first, last) in enumerate(pairwise([*firsts.tolist(), len(rows)])):
-        if last - first == 1:
-            continue
-        values = vectors[output][first:last].astype(np.float64)
-        weights = kept[first:last, None] / kept[first:last].sum()
-        if output.representation == "mean":
-            result[row] = (weights * values).sum(axis=0)
-        elif output.representation == "bos":
-            result[row] = values.mean(axis=0)
-        elif output.representation == "max":
-            result[row] = values.max(axis=0)
-        else:
-            means = vectors[Output(output.layer, "mean")][first:last].astype(np.float64)
-            between = means - (weights * means).sum(axis=0)
-            result[row] = np.sqrt((weights * (values**2 + between**2)).sum(axis=0))
-    return result
+def _finite(found: Mapping[Output, np.ndarray]) -> bool:
+    return all(np.isfinite(value).all() for value in found.values())
 
 
 def choose_device(name: str) -> torch.device:
@@ -269,34 +234,3 @@ def plan_packs(tokens: np.ndarray, budget: int) -> list[np.ndarray]:
         if space > length:
             insort(free, (space - length, number))
     return [np.array(rows) for rows in packs]
-
-
-@torch.inference_mode()
-def pool(x: torch.Tensor, pack: Pack, representations: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Pool a packed representation to one vector per sequence, by segment reduction.
-
-    x: float32 [total tokens, embed_dim]. Returns float32 [sequences, embed_dim] for each of `mean`, `max`, `std`
-    (population standard deviation) over the residues that the pack keeps, and `bos` (the vector of the BOS token).
-    """
-    begins, ends = pack.cu_seqlens[:-1].long(), pack.cu_seqlens[1:].long()
-    # Each sequence is three segments: what comes before, the kept residues, what comes after. The middle is wanted.
-    bounds = torch.cat([begins[:, None], pack.kept], dim=1).flatten()
-    segments = torch.cat([bounds, ends[-1:]]).diff().to(x.device)
-
-    def reduce(values: torch.Tensor, how: str) -> torch.Tensor:
-        return torch.segment_reduce(values, how, lengths=segments, unsafe=True)[1::3]
-
-    result = {}
-    if "bos" in representations:
-        result["bos"] = x[begins.to(x.device)]
-    if "max" in representations:
-        result["max"] = reduce(x, "max")
-    if "mean" in representations or "std" in representations:
-        mean = result["mean"] = reduce(x, "mean")
-        if "std" in representations:
-            lengths = (ends - begins).to(x.device)
-            centred = x - mean.repeat_interleave(lengths, dim=0)
-            # The second term is what rounding of the mean adds to the first (Chan et al. 1983, eq. 1.7).
-            variance = reduce(centred.square(), "mean") - reduce(centred, "mean").square()
-            result["std"] = variance.clamp_(min=0).sqrt_()
-    return result

@@ -12,11 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from esmflow import database, files
+from esmflow import database, files, join
 from esmflow.descriptor import Descriptor
-from esmflow.errors import IncompleteError
-from esmflow.spec import WHOLE, ModelSpec, Output
-from esmflow.store import VECTOR_FILE, Space, Store, StoreFile, damaged, metadata_for, vector_array
+from esmflow.spec import ModelSpec, Output
+from esmflow.store import VECTOR_FILE, Store, StoreFile, metadata_for, vector_array
 from esmflow.treatment import flag
 
 _ROW_GROUP_BYTES = 16 << 20
@@ -36,10 +35,9 @@ def write_table(
     Raises IncompleteError if a valid record is neither in the store nor skipped with a reason.
     """
     table.parent.mkdir(parents=True, exist_ok=True)
-    with database.connect(_spill(table)) as connection:
-        held = _locate(connection, catalog, spec, descriptor, output, store)
-        records, embedded = _count(connection)
-        _require_complete(connection, catalog, output, spec)
+    with database.connect(join.spill(table)) as connection:
+        held = join.locate(connection, catalog, spec, descriptor, output, store)
+        join.require_complete(connection, catalog, output, spec)
         embed_dim = descriptor.architecture.embed_dim
         schema = pa.schema(
             [
@@ -47,7 +45,7 @@ def write_table(
                 pa.field("length", pa.int32(), nullable=False),
                 pa.field("embedding", vector_array(np.empty((0, embed_dim), np.float32)).type, nullable=False),
             ],
-            metadata_for(_provenance(spec, descriptor, output, held)),
+            metadata_for(join.provenance(spec, descriptor, output, held)),
         )
         with tempfile.TemporaryFile(dir=table.parent) as scratch, files.atomic(table) as temporary:
             _scatter(connection, held, output, embed_dim, scratch.fileno())
@@ -61,6 +59,9 @@ def write_table(
                     vectors = np.fromfile(scratch, np.float32, len(batch) * embed_dim).reshape(-1, embed_dim)
                     columns = [batch["id"], batch["length"], vector_array(vectors)]
                     writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+        records, embedded = connection.execute(
+            "SELECT count(*), count(*) FILTER (reason IS NULL) FROM located"
+        ).fetchall()[0]
     log.info("%s records: %s embedded, %s skipped", f"{records:,}", f"{embedded:,}", f"{records - embedded:,}")
 
 
@@ -72,13 +73,13 @@ def write_status(
     A record is `embedded` if every output of every model has it, else `skipped` with the first reason found. A reason
     or flag that does not hold for all models names its model. Raises IncompleteError as `write_table` does.
     """
-    with database.connect(_spill(status)) as connection:
+    with database.connect(join.spill(status)) as connection:
         connection.execute("CREATE TABLE outcome (index BIGINT, model VARCHAR, reason VARCHAR)")
         for spec in specs:
             descriptor = descriptors[spec.name]
             for output in spec.outputs(descriptor.architecture.layers):
-                _locate(connection, catalog, spec, descriptor, output, store)
-                _require_complete(connection, catalog, output, spec)
+                join.locate(connection, catalog, spec, descriptor, output, store)
+                join.require_complete(connection, catalog, output, spec)
                 connection.execute(
                     "INSERT INTO outcome SELECT index, $1, reason FROM located WHERE valid AND reason IS NOT NULL",
                     [spec.name],
@@ -113,76 +114,6 @@ def _length_flags(specs: Sequence[ModelSpec], length: int) -> list[str]:
     return [f"{model}:{text}" for model, text in flags.items() if text]
 
 
-def _locate(
-    connection: duckdb.DuckDBPyConnection,
-    catalog: Path,
-    spec: ModelSpec,
-    descriptor: Descriptor,
-    output: Output,
-    store: Store,
-) -> list[StoreFile]:
-    """Make table `located` (index, id, length, key, valid, reason, place), a row per record; return the store's files.
-
-    `place` is the number of the file and the row in it, as file << 32 | row; null if the store has not the sequence.
-    """
-    held: list[StoreFile] = []
-    connection.execute("CREATE OR REPLACE TABLE place (key BLOB, treatment VARCHAR, place BIGINT, reason VARCHAR)")
-    for treatment in spec.treatments:
-        space = Space(descriptor.sha256, treatment, spec.precision)
-        found = [file for file in store.files(space) if output in file.outputs]
-        if found:
-            try:
-                connection.execute(
-                    """
-                    INSERT INTO place SELECT key, $1, min(place), arg_min(reason, place) FROM (
-                        SELECT key, reason,
-                               (list_position($2, filename) - 1 + $3)::BIGINT << 32 | file_row_number AS place
-                        FROM read_parquet($2, filename = true, file_row_number = true)
-                        WHERE key IN (SELECT key FROM read_parquet($4))
-                    ) GROUP BY key
-                    """,
-                    [treatment, [str(file.path) for file in found], len(held), str(catalog)],
-                )
-            except database.UNREADABLE as error:
-                raise damaged(found[0].path.parent, error) from error
-        held += found
-    connection.execute(
-        """
-        CREATE OR REPLACE TABLE located AS
-        SELECT index, id, length, c.key AS key, status = 'valid' AS valid, place,
-               CASE WHEN status <> 'valid' THEN c.reason
-                    WHEN c.treatment IS NULL THEN 'longer than ' || $2 || ' residues'
-                    ELSE p.reason END AS reason
-        FROM (SELECT *, CASE WHEN length <= $2 THEN $3 ELSE $4 END AS treatment FROM read_parquet($1)) c
-        LEFT JOIN place p ON c.key = p.key AND c.treatment = p.treatment
-        """,
-        [str(catalog), spec.max_length, WHOLE, spec.long_treatment],
-    )
-    return held
-
-
-def _spill(target: Path) -> Path:
-    return target.with_name(f".{target.name}.spill")
-
-
-def _count(connection: duckdb.DuckDBPyConnection) -> tuple[int, int]:
-    row = connection.execute("SELECT count(*), count(*) FILTER (reason IS NULL) FROM located").fetchone()
-    assert row is not None
-    return row[0], row[1]
-
-
-def _require_complete(connection: duckdb.DuckDBPyConnection, catalog: Path, output: Output, spec: ModelSpec) -> None:
-    """Raise IncompleteError unless records = embedded + skipped."""
-    row = connection.execute(
-        "SELECT count(*), arg_min(id, index) FROM located WHERE place IS NULL AND reason IS NULL"
-    ).fetchone()
-    if row and row[0]:
-        raise IncompleteError(
-            f"{catalog}: {row[0]:,} records have no {output} of {spec.name} in the store (the first is {row[1]}); "
-            "run again with --forcerun plan"
-        )
-
-
 def _scatter(
     connection: duckdb.DuckDBPyConnection, held: Sequence[StoreFile], output: Output, embed_dim: int, scratch: int
 ) -> None:
@@ -198,34 +129,8 @@ def _scatter(
             [number << 32],
         ).fetchnumpy()
         rows, targets = found["row"], found["target"]
-        begin = 0
-        try:
-            for batch in pq.ParquetFile(file.path, page_checksum_verification=True).iter_batches(
-                _STORE_ROWS, columns=[str(output)]
-            ):
-                vectors = batch.column(0).flatten().to_numpy().reshape(-1, embed_dim)
-                first, last = np.searchsorted(rows, [begin, begin + len(vectors)])
-                for row, target in zip(rows[first:last] - begin, targets[first:last].tolist(), strict=True):
-                    os.pwrite(scratch, vectors[row].data, target * size)
-                begin += len(vectors)
-        except pa.ArrowInvalid as error:
-            raise damaged(file.path, error) from error
-
-
-def _provenance(spec: ModelSpec, descriptor: Descriptor, output: Output, held: Sequence[StoreFile]) -> dict[str, str]:
-    """What the contract wants in a feature table's metadata."""
-
-    def used(name: str) -> str:
-        return ",".join(sorted({file.metadata[name] for file in held}))
-
-    return {
-        "model": spec.name,
-        "weights_sha256": descriptor.sha256,
-        "layer": str(output.layer),
-        "representation": output.representation,
-        "long_sequences": spec.long_sequences,
-        "max_length": str(spec.max_length),
-        "window_overlap": str(spec.window_overlap),
-        "precision": used("precision"),
-        "attention": used("attention"),
-    }
+        for begin, column in join.stream(file, output, _STORE_ROWS):
+            vectors = column.flatten().to_numpy().reshape(-1, embed_dim)
+            first, last = np.searchsorted(rows, [begin, begin + len(vectors)])
+            for row, target in zip(rows[first:last] - begin, targets[first:last].tolist(), strict=True):
+                os.pwrite(scratch, vectors[row].data, target * size)

@@ -6,7 +6,7 @@ ESM-2: Lin et al. 2023, doi:10.1126/science.ade2574. ESM-1b: Rives et al. 2021, 
 Reference code: fair-esm 2.0, `esm/model/esm2.py` and `esm/model/esm1.py`.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -103,14 +103,18 @@ class Esm:
             has_norm = "emb_layer_norm_before.weight" in self._tensors
             self._norm_before = self._pair("emb_layer_norm_before") if has_norm else None
         self._layers = [self._layer(f"layers.{number}") for number in range(shape.layers)]
-        del self._tensors
+        heads = ("lm_head.", "contact_head.", "embed_tokens.")
+        self._tensors = {name: tensor for name, tensor in self._tensors.items() if name.startswith(heads)}
 
     @torch.inference_mode()
-    def representations(self, pack: Pack, layers: Collection[int]) -> Iterator[tuple[int, torch.Tensor]]:
+    def representations(
+        self, pack: Pack, layers: Collection[int], observe: Callable[[int, torch.Tensor], None] | None = None
+    ) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (layer, float32 [total tokens, embed_dim]) for each wanted layer, in ascending order.
 
         Layer 0 is the embedding, the last one is after the final LayerNorm. Nothing is computed beyond the highest
-        wanted layer, and a layer's tensor is the caller's only until the next is asked for.
+        wanted layer, and a layer's tensor is the caller's only until the next is asked for. `observe` is shown, for
+        each layer from 1, qkv [total tokens, 3, heads, head_dim] as it goes into attention.
         """
         shape = self.architecture
         lengths = pack.cu_seqlens.diff().tolist()
@@ -140,11 +144,29 @@ class Esm:
                     torch.view_as_complex(pairs).mul_(rotation)
                 else:
                     pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()).mul_(rotation)))
+            if observe:
+                observe(number, qkv)
             x = x + F.linear(self._attend(qkv, cu_seqlens, lengths).flatten(1), *layer.out)
             hidden = F.gelu(F.linear(self._norm(x, layer.ffn_norm).to(self._dtype), *layer.fc1))
             x = x + F.linear(hidden, *layer.fc2)
             if number in layers:
                 yield number, x if number < shape.layers else self._norm(x, self._norm_after)
+
+    @torch.inference_mode()
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """The language model's head on the last layer: float32 [tokens, embed_dim] to [tokens, 33].
+
+        Raises DataError if the weights have no such head.
+        """
+        x = F.gelu(F.linear(x, *self._pair("lm_head.dense")))
+        x = self._norm(x, self._pair("lm_head.layer_norm"))
+        return F.linear(x, self._take("lm_head.weight"), self._take("lm_head.bias"))
+
+    @property
+    def contact_regression(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Weights [layers, heads] and bias [1] of the contact head. Raises DataError if the weights have none."""
+        weight, bias = self._pair("contact_head.regression")
+        return weight.view(self.architecture.layers, self.architecture.heads), bias
 
     def _norm(self, x: torch.Tensor, parameters: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         return F.layer_norm(x, (self.architecture.embed_dim,), *parameters, eps=_EPS)
@@ -152,7 +174,7 @@ class Esm:
     def _take(self, name: str) -> torch.Tensor:
         tensor = self._tensors.get(name)
         if tensor is None:
-            raise DataError(f"weights hold no tensor {name}; the file is damaged or of another kind")
+            raise DataError(f"weights hold no tensor {name}; use weights that have it, or ask for what needs it not")
         return tensor.to(device=self.device, dtype=torch.float32)
 
     def _linear(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,7 +21,7 @@ from esmflow.descriptor import Descriptor
 from esmflow.jobs import SHARD, Job, Shard
 from esmflow.spec import WHOLE, ModelSpec, Output
 from esmflow.store import Space, Store, damaged
-from esmflow.treatment import cost
+from esmflow.treatment import cost, value_bytes
 
 #: Assumed FLOPs per second of a worker job, from which the size of a shard follows.
 RATE_GPU, RATE_CPU = 5e13, 1e11
@@ -78,7 +78,7 @@ def plan(
     models = {spec.name: Descriptor.load(descriptors[spec.name]) for spec in specs}
     outputs = {spec.name: spec.outputs(models[spec.name].architecture.layers) for spec in specs}
     for spec in specs:
-        spec.check_length(models[spec.name].architecture.max_residues)
+        spec.check(models[spec.name].architecture)
 
     needs: dict[str, set[str]] = {
         _table(sample, spec.name, output): set()
@@ -159,7 +159,7 @@ def _at(shard: Shard, directory: Path) -> Shard:
 
 
 def _table(sample: str, model: str, output: Output) -> str:
-    return f"{sample}/{model}/{output}"
+    return f"{sample}/{model}/{output.file_stem}"
 
 
 def _receipts(directory: Path) -> Iterator[tuple[str, list[str]]]:
@@ -259,7 +259,10 @@ def _cut(
     histogram = connection.execute(f"SELECT length, count(*) AS n {select} GROUP BY length", parameters).fetchnumpy()
     total = float((histogram["n"] * cost(shape, histogram["length"], batch.treatment, depth)).sum())
     count = int(histogram["n"].sum())
-    size = count * shape.embed_dim * 4 * len(batch.outputs)
+    size = sum(
+        int(histogram["n"] @ value_bytes(shape, histogram["length"], batch.treatment, output))
+        for output in batch.outputs
+    )
     pieces = min(count, max(math.ceil(total / sizes.shard_cost), math.ceil(size / MAX_SHARD_BYTES)))
 
     inserting = connection.cursor()

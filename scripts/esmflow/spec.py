@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from esmflow.errors import ConfigError
+
+if TYPE_CHECKING:
+    from esmflow.descriptor import Architecture
 
 #: Raised when the same text would be cleaned to other residues; part of the store's key.
 LETTERS_VERSION = 1
@@ -14,11 +17,30 @@ NUMERICS_VERSION = 1
 WHOLE = "whole"
 
 
+#: Representations of which a protein has one vector, whatever its length.
+VECTORS = ("mean", "bos", "max", "std")
+#: Representations of which a protein has as much as its length asks for.
+RAGGED = ("per_tok", "logits", "contacts")
+
+
 class Output(NamedTuple):
-    """A vector per protein: a layer (0 to the model's number of layers) and how its residues are pooled."""
+    """What is computed of a protein: a layer (0 to the model's number of layers) and a representation of it.
+
+    `logits` and `contacts`, which depend on all layers, are counted to the last.
+    """
 
     layer: int
     representation: str
+
+    @property
+    def ragged(self) -> bool:
+        """Whether its size grows with the protein."""
+        return self.representation in RAGGED
+
+    @property
+    def file_stem(self) -> str:
+        """The name of its file in the results: that of contacts has no layer."""
+        return "contacts" if self.representation == "contacts" else str(self)
 
     def __str__(self) -> str:
         return f"layer{self.layer}.{self.representation}"
@@ -83,21 +105,38 @@ class ModelSpec:
                     f"the model has layers 0 to {layers} (or -{layers + 1} to -1)"
                 )
         wanted = {layer % (layers + 1) for layer in self.layers}
-        return sorted(Output(layer, representation) for layer in wanted for representation in self.representations)
+        whole = {"logits", "contacts"}
+        return sorted(
+            {
+                Output(layers if representation in whole else layer, representation)
+                for layer in wanted
+                for representation in self.representations
+            }
+        )
 
-    def check_length(self, max_residues: int | None) -> None:
-        """Raise ConfigError for long sequences that are beyond the reach of the model's positions, or cannot be cut."""
-        where = f"models.{self.name}"
-        if max_residues is not None and self.long_sequences == "full":
+    def check(self, shape: "Architecture") -> None:
+        """Raise ConfigError for what a model of that shape cannot do."""
+        where, longest = f"models.{self.name}", shape.max_residues
+        if longest is not None and self.long_sequences == "full":
             raise ConfigError(
-                f"{where}.long_sequences: 'full' is for ESM-2; this model takes at most {max_residues} residues, "
+                f"{where}.long_sequences: 'full' is for ESM-2; this model takes at most {longest} residues, "
                 "use 'window' or 'truncate'"
             )
-        if max_residues is not None and self.max_length > max_residues:
+        if longest is not None and self.max_length > longest:
             raise ConfigError(
-                f"{where}.max_length: {self.max_length} is more than this model takes; set it to {max_residues} or less"
+                f"{where}.max_length: {self.max_length} is more than this model takes; set it to {longest} or less"
             )
         if self.long_sequences == "window" and self.window_overlap >= self.max_length:
             raise ConfigError(
                 f"{where}.window_overlap: {self.window_overlap} must be less than max_length ({self.max_length})"
             )
+        if self.long_sequences == "window" and "contacts" in self.representations:
+            raise ConfigError(
+                f"{where}.long_sequences: contacts are not to be had from windows; use 'truncate', 'full' or 'skip'"
+            )
+        for representation, present in (("logits", shape.lm_head), ("contacts", shape.contact_head)):
+            if representation in self.representations and not present:
+                raise ConfigError(
+                    f"{where}.representations: the weights have no head for {representation}; "
+                    "leave it out or use weights that have it"
+                )

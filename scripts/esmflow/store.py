@@ -2,7 +2,8 @@
 
 One Parquet file per committed shard, in a directory per (weights, treatment, precision, versions of letters and
 numerics). A file's columns are `key` (SHA-256 of the residues), `reason` (why a sequence has no vectors, else
-null) and one fixed-size list of float32 per output, named as in `layer6.mean`.
+null) and a list of float32 per output, named as in `layer6.mean`: of fixed size for vectors; for `per_tok`, `logits`
+and `contacts` an array whose last dimension varies fastest.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,23 +75,33 @@ def commit(
     path: Path,
     keys: pa.Array,
     reasons: Sequence[str | None],
-    vectors: Mapping[Output, np.ndarray],
+    values: Mapping[Output, Sequence[np.ndarray]],
     metadata: Mapping[str, str],
 ) -> None:
     """Write a shard in one atomic step to the path that `Store.path` gave for it.
 
-    keys: binary(32) [sequences]; vectors: float32 [sequences, embed_dim] for each output. Committing the same
-    shard again replaces it with an equal one.
+    keys: binary(32) [sequences]; values: for each output a float32 array per sequence, of which those with a reason
+    are left out. Committing the same shard again replaces it with an equal one.
     """
     fields = [pa.field("key", pa.binary(32), nullable=False), pa.field("reason", pa.string())]
     columns: list[pa.Array] = [keys, pa.array(reasons, pa.string())]
-    for output, values in vectors.items():
-        column = vector_array(values)
+    for output, arrays in values.items():
+        column = _column(
+            output, [np.zeros_like(value) if reason else value for value, reason in zip(arrays, reasons, strict=True)]
+        )
         fields.append(pa.field(str(output), column.type, nullable=False))
         columns.append(column)
     schema = pa.schema(fields, metadata_for(metadata))
     with files.atomic(path) as temporary:
         pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, **VECTOR_FILE)
+
+
+def _column(output: Output, arrays: Sequence[np.ndarray]) -> pa.Array:
+    if not output.ragged:
+        return vector_array(np.stack(arrays))
+    offsets = np.concatenate([[0], np.cumsum([array.size for array in arrays])])
+    flat = pa.array(np.concatenate([array.reshape(-1) for array in arrays]))
+    return pa.LargeListArray.from_arrays(pa.array(offsets), flat)
 
 
 def vector_array(values: np.ndarray) -> pa.FixedSizeListArray:

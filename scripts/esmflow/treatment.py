@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from esmflow.descriptor import Architecture
-from esmflow.spec import WHOLE
+from esmflow.descriptor import LETTERS, Architecture
+from esmflow.spec import WHOLE, Output
 
 
 class Piece(NamedTuple):
@@ -49,6 +49,19 @@ def cost(shape: Architecture, lengths: np.ndarray, treatment: str, layers: int) 
         return shape.flops(lengths + 2, layers)
     windows = np.ones_like(lengths) if kind == "truncate" else _windows(lengths, size, overlap)
     result: np.ndarray = windows * shape.flops(np.minimum(lengths, size) + 2, layers)
+    return result
+
+
+def value_bytes(shape: Architecture, lengths: np.ndarray, treatment: str, output: Output) -> np.ndarray:
+    """Bytes of an output's float32 values for sequences of so many residues, int64 [sequences]."""
+    kind, size, _ = _parse(treatment)
+    kept = np.minimum(lengths, size) if kind == "truncate" else lengths
+    numbers = {
+        "per_tok": kept * shape.embed_dim,
+        "logits": kept * LETTERS,
+        "contacts": kept.astype(np.int64) ** 2,
+    }.get(output.representation, np.full_like(kept, shape.embed_dim))
+    result: np.ndarray = 4 * numbers.astype(np.int64)
     return result
 
 

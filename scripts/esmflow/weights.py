@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from esmflow import files
-from esmflow.descriptor import Architecture, Descriptor
+from esmflow.descriptor import LETTERS, Architecture, Descriptor
 from esmflow.errors import DataError
 
 _HUGGING_FACE = [
@@ -26,6 +26,7 @@ _HUGGING_FACE = [
     (r"^embeddings\.position_embeddings\.", "embed_positions."),
     (r"^embeddings\.layer_norm\.", "emb_layer_norm_before."),
     (r"^encoder\.emb_layer_norm_after\.", "emb_layer_norm_after."),
+    (r"^lm_head\.decoder\.", "lm_head."),
     (r"^encoder\.layer\.", "layers."),
     (r"\.attention\.self\.query\.", ".self_attn.q_proj."),
     (r"\.attention\.self\.key\.", ".self_attn.k_proj."),
@@ -102,6 +103,9 @@ def read(parts: list[Path]) -> Checkpoint:
     if config.exists():
         settings = json.loads(config.read_text(encoding="utf-8")) | settings
     tensors = {_canonical(name): tensor for name, tensor in raw.items()}
+    regression = parts[0].with_name(f"{parts[0].stem}-contact-regression.pt")
+    if regression.exists():
+        tensors |= {_canonical(name): tensor for name, tensor in _read_file(regression)[0].items()}
     architecture = _architecture(parts[0], tensors, settings)
     return Checkpoint(architecture, tensors)
 
@@ -156,9 +160,9 @@ def _architecture(path: Path, tensors: Mapping[str, torch.Tensor], settings: Map
     layers = len({name.split(".")[1] for name in tensors if name.startswith("layers.")})
     needed = ["embed_tokens.weight", "emb_layer_norm_after.weight", "emb_layer_norm_after.bias"]
     needed += [f"layers.{layer}.{name}" for layer in range(layers) for name in _LAYER]
-    if not layers or any(name not in tensors for name in needed) or tensors["embed_tokens.weight"].shape[0] != 33:
+    if not layers or any(name not in tensors for name in needed) or tensors["embed_tokens.weight"].shape[0] != LETTERS:
         found = ", ".join(f"{name} {list(tensors[name].shape)}" for name in list(tensors)[:3])
-        missing = next((name for name in needed if name not in tensors), "a 33-letter alphabet")
+        missing = next((name for name in needed if name not in tensors), f"a {LETTERS}-letter alphabet")
         raise DataError(
             f"{path}: not an ESM-2, ESM-1b or ESM-1v model; found {len(tensors)} tensors "
             f"({found}, ...) but no {missing}"
@@ -178,6 +182,8 @@ def _architecture(path: Path, tensors: Mapping[str, torch.Tensor], settings: Map
         ffn_dim=tensors["layers.0.fc1.weight"].shape[0],
         token_dropout=bool(settings.get("token_dropout", True)),
         max_residues=None if rotary else tensors["embed_positions.weight"].shape[0] - 4,
+        lm_head={"lm_head.weight", "lm_head.bias", "lm_head.dense.weight", "lm_head.layer_norm.weight"} <= set(tensors),
+        contact_head="contact_head.regression.weight" in tensors,
     )
 
 

@@ -77,7 +77,7 @@ class Worker:
             embedded = self._engine.embed(sequences, shard.outputs, shard.treatment, progress.add)
             self._check = self._check or self._engine.check(sequences, shard.outputs, shard.treatment, embedded)
             keys = table["key"].combine_chunks()
-            commit(self._path(shard), keys, embedded.reasons, embedded.vectors, metadata)
+            commit(self._path(shard), keys, embedded.reasons, embedded.values, metadata)
             log.info("shard %s committed: %s sequences", shard.name, f"{len(sequences):,}")
 
     def receipt(self) -> dict[str, object]:

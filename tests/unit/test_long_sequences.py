@@ -10,6 +10,7 @@ import pytest
 import reference
 import torch
 from esmflow import weights
+from esmflow.descriptor import Architecture
 from esmflow.engine import Engine
 from esmflow.errors import ConfigError
 from esmflow.model import Esm
@@ -61,18 +62,18 @@ def test_windows_equal_the_plain_way_over_fair_esm(tmp_path: Path, length: int, 
     for row in (0, 2):
         expected = stitched(model, sequences[row], size, overlap)
         for output in outputs(3):
-            error = np.linalg.norm(embedded.vectors[output][row] - expected[output])
+            error = np.linalg.norm(embedded.values[output][row] - expected[output])
             assert error <= TOLERANCE * np.linalg.norm(expected[output]), output
     fits = reference.represent(model, sequences[1])
     for output in outputs(3):
-        assert np.linalg.norm(embedded.vectors[output][1] - fits[output]) <= TOLERANCE * np.linalg.norm(fits[output])
+        assert np.linalg.norm(embedded.values[output][1] - fits[output]) <= TOLERANCE * np.linalg.norm(fits[output])
 
 
 def test_std_alone_over_windows_equals_std_with_mean(tmp_path: Path) -> None:
     reference.tiny_esm2(tmp_path / "tiny.pt")
     sequence = [random_sequence(120).encode()]
-    alone = engine(tmp_path / "tiny.pt").embed(sequence, [Output(3, "std")], "window-50-20").vectors
-    both = engine(tmp_path / "tiny.pt").embed(sequence, outputs(3), "window-50-20").vectors
+    alone = engine(tmp_path / "tiny.pt").embed(sequence, [Output(3, "std")], "window-50-20").values
+    both = engine(tmp_path / "tiny.pt").embed(sequence, outputs(3), "window-50-20").values
     assert list(alone) == [Output(3, "std")]
     assert np.allclose(alone[Output(3, "std")], both[Output(3, "std")], rtol=1e-6)
 
@@ -80,7 +81,7 @@ def test_std_alone_over_windows_equals_std_with_mean(tmp_path: Path) -> None:
 def test_full_length_equals_fair_esm_without_truncation(esm2_8m: Path) -> None:
     sequence = random_sequence(1500)
     expected = reference.represent(reference.esm2_of_hugging_face(esm2_8m), sequence)
-    found = engine(esm2_8m).embed([sequence.encode()], outputs(6)).vectors
+    found = engine(esm2_8m).embed([sequence.encode()], outputs(6)).values
     for output in outputs(6):
         error = np.linalg.norm(found[output][0] - expected[output])
         assert error <= TOLERANCE * np.linalg.norm(expected[output]), output
@@ -89,8 +90,8 @@ def test_full_length_equals_fair_esm_without_truncation(esm2_8m: Path) -> None:
 def test_truncation_embeds_the_first_residues(tmp_path: Path) -> None:
     reference.tiny_esm2(tmp_path / "tiny.pt")
     sequence = random_sequence(90).encode()
-    long = engine(tmp_path / "tiny.pt").embed([sequence], outputs(3), "truncate-40").vectors
-    short = engine(tmp_path / "tiny.pt").embed([sequence[:40]], outputs(3)).vectors
+    long = engine(tmp_path / "tiny.pt").embed([sequence], outputs(3), "truncate-40").values
+    short = engine(tmp_path / "tiny.pt").embed([sequence[:40]], outputs(3)).values
     assert all(np.allclose(long[output], short[output], rtol=1e-6) for output in outputs(3))
 
 
@@ -115,6 +116,7 @@ import resource, sys
 from pathlib import Path
 import torch
 from esmflow import weights
+from esmflow.descriptor import Architecture
 from esmflow.engine import Engine
 from esmflow.model import Esm
 from esmflow.spec import Output
@@ -135,22 +137,29 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
     assert int(result.stdout) < 150_000
 
 
+SPEC = {
+    "layers": [-1],
+    "representations": ["mean"],
+    "long_sequences": "window",
+    "max_length": 1022,
+    "window_overlap": 256,
+    "precision": "auto",
+}
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         ({"long_sequences": "full"}, "full"),
         ({"max_length": 1023}, "1022"),
         ({"window_overlap": 1022}, "window_overlap"),
+        ({"representations": ["contacts"]}, "windows"),
+        ({"representations": ["contacts"], "long_sequences": "skip"}, "no head for contacts"),
+        ({"representations": ["logits"]}, "no head for logits"),
     ],
 )
-def test_what_learned_positions_cannot_reach_is_bad_configuration(change: dict[str, object], named: str) -> None:
-    config = {
-        "layers": [-1],
-        "representations": ["mean"],
-        "long_sequences": "window",
-        "max_length": 1022,
-        "window_overlap": 256,
-        "precision": "auto",
-    }
+def test_what_a_model_cannot_do_is_bad_configuration(change: dict[str, object], named: str) -> None:
+    shape = Architecture("ESM-1b", 2, 32, 4, 128, True, 1022, lm_head=False, contact_head=False)
+    ModelSpec.of("esm1b", SPEC).check(shape)
     with pytest.raises(ConfigError, match=named):
-        ModelSpec.of("esm1b", config | change).check_length(1022)
+        ModelSpec.of("esm1b", SPEC | change).check(shape)

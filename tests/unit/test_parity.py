@@ -23,7 +23,7 @@ def embed(path: Path, sequences: list[str], outputs: list[Output], **options: in
     engine = Engine(Esm(weights.read(weights.weight_files(path)), torch.device("cpu")), **options)
     embedded = engine.embed([sequence.encode() for sequence in sequences], outputs)
     assert not any(embedded.reasons)
-    return embedded.vectors
+    return embedded.values
 
 
 def worst_error(path: Path, model: torch.nn.Module, sequences: list[str]) -> float:

@@ -26,7 +26,7 @@ def test_16_bit_keeps_its_bound_in_every_layer(esm2_8m: Path, uniprot: list[str]
     sequences = [sequence[:150] for sequence in random.Random(8).sample(uniprot, 6)]
     outputs = [Output(layer, name) for layer in range(7) for name in reference.REPRESENTATIONS]
     engine = Engine(Esm(weights.read([esm2_8m]), CPU, precision=precision), threads=2)
-    vectors = engine.embed([sequence.encode() for sequence in sequences], outputs).vectors
+    vectors = engine.embed([sequence.encode() for sequence in sequences], outputs).values
     model = reference.esm2_of_hugging_face(esm2_8m)
     for row, sequence in enumerate(sequences):
         expected = reference.represent(model, sequence)
@@ -49,7 +49,7 @@ def test_what_overflows_in_fp16_is_computed_in_float32(tmp_path: Path) -> None:
     embedded = Engine(half, exact=lambda: Esm(checkpoint, CPU)).embed([b"MKTAYIAK"], [output])
     expected = reference.represent(model, "MKTAYIAK")[output]
     assert embedded.reasons == [None]
-    assert np.linalg.norm(embedded.vectors[output][0] - expected) <= 1e-5 * np.linalg.norm(expected)
+    assert np.linalg.norm(embedded.values[output][0] - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
 @pytest.mark.parametrize("name", ["auto", "sdpa"])

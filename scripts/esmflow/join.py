@@ -1,0 +1,111 @@
+"""The join of a sample's catalog with the store: which row of which store file each record has."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from esmflow import database
+from esmflow.descriptor import Descriptor
+from esmflow.errors import IncompleteError
+from esmflow.spec import WHOLE, ModelSpec, Output
+from esmflow.store import Space, Store, StoreFile, damaged
+
+
+def locate(
+    connection: duckdb.DuckDBPyConnection,
+    catalog: Path,
+    spec: ModelSpec,
+    descriptor: Descriptor,
+    output: Output,
+    store: Store,
+) -> list[StoreFile]:
+    """Make table `located` (index, id, length, key, valid, reason, place), a row per record; return the store's files.
+
+    `place` is the number of the file and the row in it, as file << 32 | row; null if the store has not the sequence.
+    """
+    held: list[StoreFile] = []
+    connection.execute("CREATE OR REPLACE TABLE place (key BLOB, treatment VARCHAR, place BIGINT, reason VARCHAR)")
+    for treatment in spec.treatments:
+        space = Space(descriptor.sha256, treatment, spec.precision)
+        found = [file for file in store.files(space) if output in file.outputs]
+        if found:
+            try:
+                connection.execute(
+                    """
+                    INSERT INTO place SELECT key, $1, min(place), arg_min(reason, place) FROM (
+                        SELECT key, reason,
+                               (list_position($2, filename) - 1 + $3)::BIGINT << 32 | file_row_number AS place
+                        FROM read_parquet($2, filename = true, file_row_number = true)
+                        WHERE key IN (SELECT key FROM read_parquet($4))
+                    ) GROUP BY key
+                    """,
+                    [treatment, [str(file.path) for file in found], len(held), str(catalog)],
+                )
+            except database.UNREADABLE as error:
+                raise damaged(found[0].path.parent, error) from error
+        held += found
+    connection.execute(
+        """
+        CREATE OR REPLACE TABLE located AS
+        SELECT index, id, length, c.key AS key, status = 'valid' AS valid, place,
+               CASE WHEN status <> 'valid' THEN c.reason
+                    WHEN c.treatment IS NULL THEN 'longer than ' || $2 || ' residues'
+                    ELSE p.reason END AS reason
+        FROM (SELECT *, CASE WHEN length <= $2 THEN $3 ELSE $4 END AS treatment FROM read_parquet($1)) c
+        LEFT JOIN place p ON c.key = p.key AND c.treatment = p.treatment
+        """,
+        [str(catalog), spec.max_length, WHOLE, spec.long_treatment],
+    )
+    return held
+
+
+def require_complete(connection: duckdb.DuckDBPyConnection, catalog: Path, output: Output, spec: ModelSpec) -> None:
+    """Raise IncompleteError unless records = embedded + skipped."""
+    row = connection.execute(
+        "SELECT count(*), arg_min(id, index) FROM located WHERE place IS NULL AND reason IS NULL"
+    ).fetchone()
+    if row and row[0]:
+        raise IncompleteError(
+            f"{catalog}: {row[0]:,} records have no {output} of {spec.name} in the store (the first is {row[1]}); "
+            "run again with --forcerun plan"
+        )
+
+
+def stream(file: StoreFile, output: Output, rows: int) -> Iterator[tuple[int, pa.Array]]:
+    """Yield (number of the first row, column) of an output, so many rows at a time. Raises DataError if damaged."""
+    begin = 0
+    try:
+        for batch in pq.ParquetFile(file.path, page_checksum_verification=True).iter_batches(
+            rows, columns=[str(output)]
+        ):
+            yield begin, batch.column(0)
+            begin += len(batch)
+    except pa.ArrowInvalid as error:
+        raise damaged(file.path, error) from error
+
+
+def spill(target: Path) -> Path:
+    """Where the database for an output spills to."""
+    return target.with_name(f".{target.name}.spill")
+
+
+def provenance(spec: ModelSpec, descriptor: Descriptor, output: Output, held: Sequence[StoreFile]) -> dict[str, str]:
+    """The metadata of a table: what made its numbers."""
+
+    def used(name: str) -> str:
+        return ",".join(sorted({file.metadata[name] for file in held}))
+
+    return {
+        "model": spec.name,
+        "weights_sha256": descriptor.sha256,
+        "layer": str(output.layer),
+        "representation": output.representation,
+        "long_sequences": spec.long_sequences,
+        "max_length": str(spec.max_length),
+        "window_overlap": str(spec.window_overlap),
+        "precision": used("precision"),
+        "attention": used("attention"),
+    }

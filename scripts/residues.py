@@ -1,0 +1,33 @@
+"""Write a residue file: representations of all residues, logits or contacts of a sample's sequences.
+
+In: the sample's catalog, the model's descriptor and the store. Out: an HDF5 file, each unique sequence once.
+"""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+from esmflow import command
+from esmflow.descriptor import Descriptor
+from esmflow.residues import write_residues
+from esmflow.spec import ModelSpec
+from esmflow.store import Store
+
+
+def main(options: Namespace) -> None:
+    spec, descriptor = ModelSpec.of(options.model, options.spec), Descriptor.load(options.descriptor)
+    [output] = spec.outputs(descriptor.architecture.layers)
+    write_residues(options.catalog, spec, descriptor, output, Store(options.store), options.file)
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__)
+    arguments.add_argument("--catalog", type=Path, required=True)
+    arguments.add_argument("--model", required=True, help="the model's name in the config")
+    arguments.add_argument(
+        "--spec", type=json.loads, required=True, help="its config, with one layer and representation, as JSON"
+    )
+    arguments.add_argument("--descriptor", type=Path, required=True)
+    arguments.add_argument("--store", type=Path, required=True)
+    arguments.add_argument("--file", type=Path, required=True)
+    command.run(main, arguments)
