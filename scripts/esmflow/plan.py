@@ -21,7 +21,7 @@ from esmflow.descriptor import Descriptor
 from esmflow.jobs import SHARD, Job, Shard
 from esmflow.spec import WHOLE, ModelSpec, Output
 from esmflow.store import Space, Store, damaged
-from esmflow.treatment import cost, value_bytes
+from esmflow.treatment import cost, kept, value_bytes
 
 #: Assumed FLOPs per second of a worker job, from which the size of a shard follows.
 RATE_GPU, RATE_CPU = 5e13, 1e11
@@ -100,9 +100,10 @@ def plan(
                 served.setdefault(shard_name, set()).add(table)
 
     jobs = []
-    for spec, count in zip(specs, _share([shards[spec.name] for spec in specs], sizes.max_jobs), strict=True):
+    for spec, count in zip(specs, _share([shards[spec.name] for spec in specs], sizes), strict=True):
         for dealt in deal(shards[spec.name], count):
-            name = hashlib.sha256("".join(sorted(shard.name for shard in dealt)).encode()).hexdigest()[:12]
+            content = " ".join([spec.name, *sorted(shard.name for shard in dealt)])
+            name = hashlib.sha256(content.encode()).hexdigest()[:12]
             serves = sorted(set().union(*(served[shard.name] for shard in dealt)))
             located = [_at(shard, directory) for shard in dealt]
             job = Job(name, spec.name, str(descriptors[spec.name]), spec.precision, serves, located)
@@ -141,11 +142,14 @@ def deal(shards: Sequence[Shard], jobs: int) -> list[list[Shard]]:
     return dealt
 
 
-def _share(shards: Sequence[Sequence[Shard]], max_jobs: int) -> list[int]:
-    """The number of jobs for each model: one each, the rest one by one to the model with the dearest jobs."""
+def _share(shards: Sequence[Sequence[Shard]], sizes: Sizes) -> list[int]:
+    """The number of jobs for each model: one each, the rest one by one to the model with the dearest jobs.
+
+    A job that has less to do than a full shard is not worth the loading of its model.
+    """
     jobs = [min(len(own), 1) for own in shards]
     cost = [sum(shard.cost for shard in own) for own in shards]
-    while sum(jobs) < max_jobs:
+    while sum(jobs) < min(sizes.max_jobs, math.ceil(sum(cost) / sizes.shard_cost)):
         growable = [model for model, own in enumerate(shards) if len(own) > jobs[model]]
         if not growable:
             break
@@ -259,10 +263,8 @@ def _cut(
     histogram = connection.execute(f"SELECT length, count(*) AS n {select} GROUP BY length", parameters).fetchnumpy()
     total = float((histogram["n"] * cost(shape, histogram["length"], batch.treatment, depth)).sum())
     count = int(histogram["n"].sum())
-    size = sum(
-        int(histogram["n"] @ value_bytes(shape, histogram["length"], batch.treatment, output))
-        for output in batch.outputs
-    )
+    residues = kept(histogram["length"], batch.treatment)
+    size = sum(int(histogram["n"] @ value_bytes(shape, residues, output)) for output in batch.outputs)
     pieces = min(count, max(math.ceil(total / sizes.shard_cost), math.ceil(size / MAX_SHARD_BYTES)))
 
     inserting = connection.cursor()
@@ -288,7 +290,9 @@ def _cut(
                     shards.append(writer.finish(inserting))
                 writer, piece = _ShardWriter(directory, spec, descriptor, batch), number
             assert writer is not None
-            writer.add(table.slice(first, last - first), lengths[first:last], costs[first:last])
+            own = slice(first, last)
+            residues_kept = int(kept(lengths[own], batch.treatment).sum())
+            writer.add(table.slice(first, last - first), residues_kept, float(costs[own].sum()))
     if writer:
         shards.append(writer.finish(inserting))
     return shards
@@ -306,13 +310,13 @@ class _ShardWriter:
         self._keys: list[pa.ChunkedArray] = []
         self._residues, self._cost = 0, 0.0
 
-    def add(self, table: pa.Table, lengths: np.ndarray, costs: np.ndarray) -> None:
+    def add(self, table: pa.Table, residues: int, cost: float) -> None:
         self._writer.write_table(table)
         for key in table["key"].to_pylist():
             self._digest.update(key)
         self._keys.append(table["key"])
-        self._residues += int(lengths.sum())
-        self._cost += float(costs.sum())
+        self._residues += residues
+        self._cost += cost
 
     def finish(self, connection: duckdb.DuckDBPyConnection) -> Shard:
         self._writer.close()

@@ -52,10 +52,14 @@ def cost(shape: Architecture, lengths: np.ndarray, treatment: str, layers: int) 
     return result
 
 
-def value_bytes(shape: Architecture, lengths: np.ndarray, treatment: str, output: Output) -> np.ndarray:
-    """Bytes of an output's float32 values for sequences of so many residues, int64 [sequences]."""
+def kept(lengths: np.ndarray, treatment: str) -> np.ndarray:
+    """How many residues are kept of sequences of so many, int [sequences]."""
     kind, size, _ = _parse(treatment)
-    kept = np.minimum(lengths, size) if kind == "truncate" else lengths
+    return np.minimum(lengths, size) if kind == "truncate" else lengths
+
+
+def value_bytes(shape: Architecture, kept: np.ndarray, output: Output) -> np.ndarray:
+    """Bytes of an output's float32 values for sequences of so many kept residues, int64 [sequences]."""
     numbers = {
         "per_tok": kept * shape.embed_dim,
         "logits": kept * LETTERS,
