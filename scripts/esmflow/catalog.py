@@ -100,7 +100,7 @@ def ingest(sample: str, fastas: Iterable[Path], catalog: Path, sequences: Path, 
                         invalid.append(f"{path}:{raw.line}: {record.id or '(no id)'}: {record.reason}")
                 records += 1
                 residues += length
-                buffered += length
+                buffered += length + len(raw.header)
                 if records % _BATCH_RECORDS == 0 or buffered > _BATCH_RESIDUES:
                     for table in tables:
                         table.flush()

@@ -3,6 +3,7 @@
 import argparse
 import errno
 import logging
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,14 +31,14 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def run(command: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser) -> None:
     """Parse the arguments, run the command and exit with the contract's code."""
     options = arguments.parse_args()
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if options.log:
-        options.log.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(options.log, mode="w", encoding="utf-8"))
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S", handlers=handlers
-    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A log that cannot be written must not hide the one line that says so.
+    logging.raiseExceptions = False
+    _log_to(logging.StreamHandler(sys.stderr))
     try:
+        if options.log:
+            options.log.parent.mkdir(parents=True, exist_ok=True)
+            _log_to(logging.FileHandler(options.log, mode="w", encoding="utf-8"))
         command(options)
     except EsmflowError as error:
         _end(error)
@@ -51,6 +52,13 @@ def run(command: Callable[[argparse.Namespace], None], arguments: argparse.Argum
     except Exception:
         logging.exception("unexpected error")
         sys.exit(1)
+
+
+def _log_to(handler: logging.Handler) -> None:
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    root = logging.getLogger()
+    root.setLevel(logging.INFO)
+    root.addHandler(handler)
 
 
 def _end(error: EsmflowError) -> None:

@@ -26,12 +26,12 @@ def check_config(config: Mapping[str, object]) -> dict[str, Any]:
     )
     if errors:
         raise ConfigError(f"config: {_explain(errors[0])}")
-    checked: dict[str, Any] = _with_defaults(copy.deepcopy(dict(config)), schema)
+    checked: dict[str, Any] = _with_defaults(_whole_numbers(config), schema)
     for name, model in checked["models"].items():
         weights = model["weights"]
         if weights != "fair-esm" and not weights.startswith("wheel:") and not Path(weights).exists():
             raise ConfigError(
-                f"config: models.{name}.weights: {weights} does not exist; "
+                f"config: models.{name}.weights: {weights!r} does not exist; "
                 "give the path of a weights file or directory, or 'fair-esm' for the official file"
             )
     return checked
@@ -45,13 +45,14 @@ def read_samples(sheet: Path) -> dict[str, list[Path]]:
     """
     try:
         with sheet.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
-    except (OSError, UnicodeDecodeError) as error:
+            reader = csv.DictReader(file, delimiter="\t")
+            rows = [(reader.line_num, row) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{sheet}: sample sheet cannot be read ({error}); correct 'samples' in the config") from error
     samples: dict[str, list[Path]] = {}
     spelling: dict[str, str] = {}
     seen: set[tuple[str, Path]] = set()
-    for line, row in enumerate(rows, 2):
+    for line, row in rows:
         where = f"{sheet}: line {line}"
         name, fasta = row.get("sample"), row.get("fasta")
         if not name or not fasta:
@@ -68,7 +69,7 @@ def read_samples(sheet: Path) -> dict[str, list[Path]]:
             )
         path = Path(fasta)
         if not path.is_file():
-            raise ConfigError(f"{where}: sample {name}: FASTA {fasta} does not exist; correct its path")
+            raise ConfigError(f"{where}: sample {name}: FASTA {fasta!r} does not exist; correct its path")
         if (name, path.resolve()) in seen:
             raise ConfigError(f"{where}: sample {name} has {fasta} twice; remove one line")
         seen.add((name, path.resolve()))
@@ -81,7 +82,7 @@ def read_samples(sheet: Path) -> dict[str, list[Path]]:
 def _explain(error: jsonschema.ValidationError) -> str:
     schema: Any = error.schema
     value: Any = error.validator_value
-    where = ".".join(map(str, error.absolute_path))
+    where = ".".join(str(part) if str(part).isprintable() else repr(part) for part in error.absolute_path)
     prefix = f"{where}: " if where else ""
     instance: Any = error.instance
     if error.validator == "additionalProperties":
@@ -89,7 +90,7 @@ def _explain(error: jsonschema.ValidationError) -> str:
         unknown = next(key for key in instance if key not in known)
         near = difflib.get_close_matches(str(unknown), known, n=1, cutoff=0.5)
         advice = f"did you mean '{near[0]}'?" if near else f"known keys are {', '.join(known)}"
-        return f"{prefix}unknown key '{unknown}'; {advice}"
+        return f"{prefix}unknown key {unknown!r}; {advice}"
     if error.validator == "required":
         missing = next(key for key in value if key not in instance)
         return f"{prefix}key '{missing}' is missing"
@@ -110,3 +111,12 @@ def _with_defaults(value: dict[str, Any], schema: Mapping[str, Any]) -> dict[str
         for entry in value.values():
             _with_defaults(entry, entries)
     return value
+
+
+def _whole_numbers(value: Any) -> Any:
+    """A copy in which 8.0, which JSON schema takes for an integer, is one."""
+    if isinstance(value, Mapping):
+        return {key: _whole_numbers(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_whole_numbers(part) for part in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -7,20 +7,22 @@ from pathlib import Path
 
 import duckdb
 
+from esmflow import files
+
 MEMORY_LIMIT = "512MB"
 #: What DuckDB raises for a Parquet file that is damaged.
 UNREADABLE = (duckdb.IOException, duckdb.InvalidInputException)
 
 
 @contextmanager
-def connect(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A database in memory that spills to the directory `spill`, which is removed before and afterwards."""
+def connect(target: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A database in memory, made for the output `target`, that spills to a temporary directory beside it."""
+    spill = files.temporary_name(target.with_name(f"{target.name}.spill"))
     settings: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": MEMORY_LIMIT,
         "temp_directory": str(spill),
         "preserve_insertion_order": "false",
     }
-    shutil.rmtree(spill, ignore_errors=True)
     try:
         with duckdb.connect(config=settings) as connection:
             yield connection

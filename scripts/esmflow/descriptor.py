@@ -47,7 +47,8 @@ class Descriptor:
 
     name: str
     files: list[str]
-    bytes: int
+    stamp: list[list[int]]
+    """Bytes and time of change (ns) of each file."""
     sha256: str
     architecture: Architecture
 

@@ -1,27 +1,33 @@
-"""The engine: sequences in, representations out, through packs of a fixed token budget."""
+"""The engine: sequences in, representations out, through packs of a fixed token budget.
 
-import time
-from bisect import bisect_left, insort
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import repeat
+engine = Engine(Esm(weights.read([path]), torch.device("cuda")))
+ticket = engine.submit([b"MKTAYIAKQR", b"MKV"], [Output(33, "mean")])
+for ticket, embedded in engine.drain():
+    vectors = np.stack(embedded.values[Output(33, "mean")])
+engine.close()
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import torch
 
 from esmflow.errors import DeviceError
 from esmflow.model import Esm, Pack
-from esmflow.represent import Pieces, combine, represent
+from esmflow.packs import CPU_TOKENS, InlineLoader, ProcessLoader, plan_packs
+from esmflow.represent import Pieces, Represented, combine, represent
 from esmflow.spec import WHOLE, Output
-from esmflow.treatment import cost
+from esmflow.treatment import Piece
 from esmflow.treatment import pieces as cut
 
-#: Tokens per pack if none are asked for. On a CPU a pack should stay in the cache, on a GPU fill the device.
-AUTO_TOKENS = {"cpu": 2048, "cuda": 32768}
 _NOTHING = np.empty(0, dtype=np.float32)
-#: The cosine to float32 that each precision is to keep.
-LEAST_COSINE = {"fp16": 0.9999, "bf16": 0.999}
+#: Packs that are prepared, computed or copied at the same time on a GPU.
+_AHEAD = 4
 
 
 @dataclass
@@ -35,8 +41,9 @@ class Figures:
     pack_capacity: int = 0
     """Tokens that the packs could have held: their budget, or more for a single long sequence."""
     last_pack_free: int = 0
-    """Free tokens in the last, partly filled packs: one for each call of `embed`."""
-    seconds: float = 0.0
+    """Free tokens in the emptiest packs, one for each call of `submit`."""
+    splits: int = 0
+    """Packs that did not fit into memory and were split."""
 
     @property
     def fill(self) -> float:
@@ -55,21 +62,54 @@ class Embedded:
     """Why a sequence has nothing; None for those that have all."""
 
 
-@dataclass(frozen=True)
-class SelfCheck:
-    """How far vectors were from the same sequences embedded alone in float32."""
+@dataclass
+class _Task:
+    """Sequences submitted together, their pieces, and what has come of them."""
 
-    sequences: int
-    largest_difference: float
-    """Relative L2 error, the largest of all outputs and sequences."""
-    least_cosine: float
+    ticket: int
+    sequences: Sequence[bytes]
+    outputs: Sequence[Output]
+    progress: Callable[[int, int, float], None] | None
+    pieces: list[tuple[int, Piece]]
+    wanted: list[Output] = field(init=False)
+    results: Pieces = field(init=False)
+    reasons: list[str | None] = field(init=False)
+    left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        # The std of a sequence in several pieces needs their means.
+        means = {Output(output.layer, "mean") for output in self.outputs if output.representation == "std"}
+        self.wanted = sorted({*self.outputs, *means})
+        self.results = {output: [_NOTHING] * len(self.pieces) for output in self.wanted}
+        self.reasons = [None] * len(self.sequences)
+        self.left = len(self.pieces)
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """int64 [pieces], with BOS and EOS."""
+        return np.array([piece.stop - piece.start + 2 for _, piece in self.pieces], dtype=np.int64)
+
+    def embedded(self, embed_dim: int) -> Embedded:
+        """The results of the sequences from those of their pieces."""
+        firsts = np.flatnonzero(np.diff([row for row, _ in self.pieces], prepend=-1)).tolist()
+        values: Pieces = {output: [] for output in self.outputs}
+        for reason, (first, last) in zip(self.reasons, pairwise([*firsts, len(self.pieces)]), strict=True):
+            kept = [piece.keep_stop - piece.keep_start for _, piece in self.pieces[first:last]]
+            for output in self.outputs:
+                if reason:
+                    values[output].append(_NOTHING if output.ragged else np.full(embed_dim, np.nan, np.float32))
+                else:
+                    means = self.results.get(Output(output.layer, "mean"), [])[first:last]
+                    values[output].append(combine(output, self.results[output][first:last], means, kept))
+        return Embedded(values, self.reasons)
 
 
 class Engine:
-    """Embeds sequences with one model.
+    """Embeds sequences with one model; not to be shared between threads.
 
     On a CPU, `threads` packs are computed side by side, each by one thread: packs need no synchronisation, so
-    this keeps every core busier than sharing each operation among the cores would.
+    this keeps every core busier than sharing each operation among the cores would. On a GPU, packs are made ahead of
+    the device by processes, and results are copied back while the next pack is computed.
 
     `exact` gives the same model in float32, for what is not finite in 16 bit; it is called when it is first needed.
     """
@@ -78,159 +118,172 @@ class Engine:
         self,
         model: Esm,
         *,
-        tokens_per_pack: int | None = None,
+        tokens_per_pack: int = CPU_TOKENS,
         threads: int = 1,
         exact: Callable[[], Esm] | None = None,
+        loader: InlineLoader | ProcessLoader | None = None,
     ) -> None:
+        on_gpu = model.device.type == "cuda"
         self.model = model
-        self._exact = exact
-        self._exact_model: Esm | None = None
-        self.tokens_per_pack = tokens_per_pack or AUTO_TOKENS[model.device.type]
+        self.tokens_per_pack = tokens_per_pack
         self.figures = Figures()
-        self._threads = threads if model.device.type == "cpu" else 1
+        self._exact, self._exact_model = exact, None if exact else model
+        self._loader = loader or (ProcessLoader() if on_gpu else InlineLoader())
+        self._stream = torch.cuda.Stream(model.device) if on_gpu else None  # type: ignore[no-untyped-call]
+        self._ahead = _AHEAD if on_gpu else threads
+        self._compute = ThreadPoolExecutor(1 if on_gpu else threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._waiting: deque[tuple[_Task, np.ndarray]] = deque()
+        self._running: deque[tuple[_Task, np.ndarray, Future[Represented]]] = deque()
+        self._tickets = 0
 
-    def embed(
+    def submit(
         self,
         sequences: Sequence[bytes],
         outputs: Sequence[Output],
         treatment: str = WHOLE,
         progress: Callable[[int, int, float], None] | None = None,
-    ) -> Embedded:
-        """Embed sequences (upper-case residue letters, at least one each) under a treatment.
+    ) -> int:
+        """Take sequences (upper-case residue letters, at least one each) to be embedded; returns their ticket.
 
-        `progress` is called for each finished pack with its sequences, residues and FLOPs. A piece whose vectors are
-        not finite is computed again, alone and in float32, and if they still are not, its sequence gets a reason.
+        `progress` is called for each finished pack with its sequences, residues and FLOPs.
         """
-        start = time.perf_counter()
-        shape = self.model.architecture
         pieces = [(row, piece) for row, residues in enumerate(sequences) for piece in cut(len(residues), treatment)]
-        rows = np.array([row for row, _ in pieces], dtype=np.int64)
-        tokens = np.array([piece.stop - piece.start + 2 for _, piece in pieces], dtype=np.int64)
-        kept = np.array([piece.keep_stop - piece.keep_start for _, piece in pieces], dtype=np.int64)
+        self._tickets += 1
+        task = _Task(self._tickets, sequences, outputs, progress, pieces)
+        tokens = task.tokens
         packs = plan_packs(tokens, self.tokens_per_pack)
-        # The std of a sequence in several pieces needs their means.
-        wanted = sorted({*outputs, *(Output(o.layer, "mean") for o in outputs if o.representation == "std")})
-        results: Pieces = {output: [_NOTHING] * len(pieces) for output in wanted}
-        reasons: list[str | None] = [None] * len(sequences)
-        depth = max(output.layer for output in outputs)
-
-        def forward(members: np.ndarray, model: Esm) -> Pieces:
-            chosen = [pieces[member] for member in members]
-            pack = Pack.of(
-                [sequences[row][piece.start : piece.stop] for row, piece in chosen],
-                [(piece.keep_start - piece.start, piece.keep_stop - piece.start) for _, piece in chosen],
-            )
-            return represent(model, pack, wanted)
-
-        pool = ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,))
-        try:
-            for members, result in zip(packs, pool.map(forward, packs, repeat(self.model)), strict=True):
-                for place, member in enumerate(members):
-                    found = {output: values[place] for output, values in result.items()}
-                    if not _finite(found):
-                        alone = forward(np.array([member]), self._float32())
-                        found = {output: values[0] for output, values in alone.items()}
-                        if not _finite(found):
-                            reasons[rows[member]] = "non-finite representation"
-                    for output, value in found.items():
-                        results[output][member] = value
-                if progress:
-                    first = sum(pieces[member][1].start == 0 for member in members)
-                    progress(first, int(kept[members].sum()), float(shape.flops(tokens[members], depth).sum()))
-        finally:
-            pool.shutdown(cancel_futures=True)
-        combined = {output: combine(results, output, rows, kept) for output in outputs}
-        self._count(len(sequences), int(kept.sum()), tokens, packs, time.perf_counter() - start)
-        return Embedded(combined, reasons)
-
-    def check(
-        self, sequences: Sequence[bytes], outputs: Sequence[Output], treatment: str, embedded: Embedded
-    ) -> SelfCheck:
-        """Embed a sample of the sequences again, each alone and in float32, and compare.
-
-        The sample is random, of about 1 % of the cost and at least one sequence. Raises DeviceError if a vector is
-        further from its second computation than its precision explains: the device or its libraries are at fault.
-        """
-        alone = Engine(self._float32(), tokens_per_pack=self.tokens_per_pack)
-        lengths = np.array([len(residues) for residues in sequences])
-        order = np.random.default_rng(0).permutation(np.flatnonzero([reason is None for reason in embedded.reasons]))
-        costs = cost(self.model.architecture, lengths, treatment, 1)
-        sample = order[: 1 + int(np.searchsorted(costs[order].cumsum(), costs.sum() / 100))]
-        difference, cosine = 0.0, 1.0
-        for row in sample:
-            again = alone.embed([sequences[row]], outputs, treatment).values
-            for output in outputs:
-                found = embedded.values[output][row].ravel().astype(np.float64)
-                expected = again[output][0].ravel().astype(np.float64)
-                # A single residue has a std of 0, of which there is nothing to compare.
-                if size := np.linalg.norm(expected):
-                    difference = max(difference, float(np.linalg.norm(found - expected) / size))
-                    cosine = min(cosine, float(found @ expected / size / max(np.linalg.norm(found), 1e-30)))
-        if difference > 1e-4 and (self.model.precision == "fp32" or cosine < LEAST_COSINE[self.model.precision]):
-            raise DeviceError(
-                f"self-check on {self.model.device} failed: a vector differs from the same computed alone by "
-                f"{difference:.1e} (cosine {cosine:.6f}); use another device, or 'precision: fp32'"
-            )
-        return SelfCheck(len(sample), difference, cosine)
-
-    def _float32(self) -> Esm:
-        if self.model.precision != "fp32" and self._exact:
-            self._exact_model = self._exact_model or self._exact()
-            return self._exact_model
-        return self.model
-
-    def _count(
-        self, sequences: int, residues: int, tokens: np.ndarray, packs: list[np.ndarray], seconds: float
-    ) -> None:
+        self._waiting += [(task, members) for members in packs]
         used = [int(tokens[members].sum()) for members in packs]
         capacity = [max(self.tokens_per_pack, tokens_used) for tokens_used in used]
-        self.figures.sequences += sequences
-        self.figures.residues += residues
-        self.figures.tokens += int(tokens.sum())
         self.figures.packs += len(packs)
         self.figures.pack_capacity += sum(capacity)
         self.figures.last_pack_free += max((c - u for c, u in zip(capacity, used, strict=True)), default=0)
-        self.figures.seconds += seconds
+        return task.ticket
 
+    def step(self) -> list[tuple[int, Embedded]]:
+        """Go on by one pack; returns what is finished with it, as (ticket, result), in the order of submission.
 
-def _finite(found: Mapping[Output, np.ndarray]) -> bool:
-    return all(np.isfinite(value).all() for value in found.values())
-
-
-def choose_device(name: str) -> torch.device:
-    """The device `name` ('auto', 'cpu', 'cuda' or 'cuda:N'). Raises DeviceError if it is not usable."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"device {name}: no usable CUDA device on this machine; ask for a GPU or use --device cpu")
-    return device
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """What computes at a configured precision: itself, or for `auto` fp16 on a GPU and fp32 on a CPU."""
-    if name != "auto":
-        return name
-    return "fp16" if device.type == "cuda" else "fp32"
-
-
-def plan_packs(tokens: np.ndarray, budget: int) -> list[np.ndarray]:
-    """Divide sequences into packs of at most `budget` tokens (best fit decreasing), longest sequences first.
-
-    tokens: int64 [sequences]. Returns row numbers for each pack; rows of a pack are in order of falling length. A
-    sequence longer than the budget gets a pack of its own.
-    """
-    packs: list[list[int]] = []
-    free: list[tuple[int, int]] = []
-    for row in np.argsort(-tokens, kind="stable").tolist():
-        length = int(tokens[row])
-        fit = bisect_left(free, (length, 0))
-        if fit < len(free):
-            space, number = free.pop(fit)
-            packs[number].append(row)
+        A pack for which memory does not suffice is split, and later packs are made smaller; a single sequence that
+        does not fit gets a reason. So does one that is not finite even alone and in float32.
+        Raises DeviceError if the device, or a process that makes packs for it, is lost.
+        """
+        while self._waiting and len(self._running) < self._ahead:
+            self._launch(*self._waiting.popleft())
+        if not self._running:
+            return []
+        task, members, future = self._running.popleft()
+        found = self._outcome(future)
+        # What an exception in the future holds is to be free before a failed pack is tried again.
+        del future
+        if found is not None:
+            self._take(task, members, found)
+        elif len(members) > 1:
+            self._split(task, members)
         else:
-            space, number = budget, len(packs)
-            packs.append([row])
-        if space > length:
-            insort(free, (space - length, number))
-    return [np.array(rows) for rows in packs]
+            row, piece = task.pieces[members[0]]
+            task.reasons[row] = f"out of memory: {piece.stop - piece.start} residues in one pass"
+            self._finish(task, members)
+        return [] if task.left else [(task.ticket, task.embedded(self.model.architecture.embed_dim))]
+
+    def drain(self) -> Iterator[tuple[int, Embedded]]:
+        """Step until nothing is left."""
+        while self._waiting or self._running:
+            yield from self.step()
+
+    def embed(self, sequences: Sequence[bytes], outputs: Sequence[Output], treatment: str = WHOLE) -> Embedded:
+        """Submit and drain, for an engine that has nothing else in hand."""
+        self.submit(sequences, outputs, treatment)
+        [(_, embedded)] = self.drain()
+        return embedded
+
+    def exact(self) -> Esm:
+        """The model in float32."""
+        if self._exact_model is None and self._exact is not None:
+            self._exact_model = self._exact()
+        return self._exact_model or self.model
+
+    def close(self) -> None:
+        """End threads and processes; what is not finished is dropped."""
+        self._waiting.clear()
+        self._compute.shutdown(cancel_futures=True)
+        self._loader.close()
+
+    def _launch(self, task: _Task, members: np.ndarray) -> None:
+        tokens = task.tokens[members]
+        if tokens.sum() > self.tokens_per_pack and len(members) > 1:
+            packs = [members[chosen] for chosen in plan_packs(tokens, self.tokens_per_pack)]
+            self._waiting.extendleft((task, pack) for pack in reversed(packs[1:]))
+            members = packs[0]
+        loaded = self._loader.load(*_stretches(task, members))
+        self._running.append((task, members, self._compute.submit(self._represent, loaded, task.wanted)))
+
+    def _represent(self, pack: Future[Pack], wanted: Sequence[Output]) -> Represented:
+        return represent(self.model, pack.result(), wanted, self._stream)
+
+    def _outcome(self, future: Future[Represented]) -> Pieces | None:
+        """A pack's results; None if memory did not suffice, for which PyTorch has no exception of its own on a CPU."""
+        try:
+            return future.result().get()
+        except (torch.OutOfMemoryError, MemoryError):
+            return None
+        except torch.AcceleratorError as error:
+            raise self._lost(error) from error
+        except BrokenProcessPool as error:
+            raise self._lost(error) from error
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error):
+                return None
+            raise
+
+    def _lost(self, error: Exception) -> DeviceError:
+        reason = str(error).strip().partition("\n")[0]
+        return DeviceError(
+            f"{self.model.device}: lost, or a process that makes packs for it ({reason}); "
+            "run again, on another device if it recurs"
+        )
+
+    def _split(self, task: _Task, members: np.ndarray) -> None:
+        """Go on with smaller packs."""
+        self.figures.splits += 1
+        self.tokens_per_pack = max(int(task.tokens[members].sum()) // 2, 1)
+        self._waiting.appendleft((task, members))
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _take(self, task: _Task, members: np.ndarray, found: Pieces) -> None:
+        for place, member in enumerate(members):
+            values = {output: results[place] for output, results in found.items()}
+            if not _finite(values):
+                alone = represent(self.exact(), Pack.of(*_stretches(task, members[[place]])), task.wanted).get()
+                values = {output: results[0] for output, results in alone.items()}
+                if not _finite(values):
+                    task.reasons[task.pieces[member][0]] = "non-finite representation"
+            for output, value in values.items():
+                task.results[output][member] = value
+        self._finish(task, members)
+
+    def _finish(self, task: _Task, members: np.ndarray) -> None:
+        pieces = [task.pieces[member][1] for member in members]
+        tokens = task.tokens[members]
+        sequences = sum(piece.start == 0 for piece in pieces)
+        residues = sum(piece.keep_stop - piece.keep_start for piece in pieces)
+        task.left -= len(members)
+        self.figures.sequences += sequences
+        self.figures.residues += residues
+        self.figures.tokens += int(tokens.sum())
+        if task.progress:
+            depth = max(output.layer for output in task.outputs)
+            task.progress(sequences, residues, float(self.model.architecture.flops(tokens, depth).sum()))
+
+
+def _stretches(task: _Task, members: np.ndarray) -> tuple[list[bytes], list[tuple[int, int]]]:
+    """What `Pack.of` takes for these pieces."""
+    chosen = [task.pieces[member] for member in members]
+    return (
+        [task.sequences[row][piece.start : piece.stop] for row, piece in chosen],
+        [(piece.keep_start - piece.start, piece.keep_stop - piece.start) for _, piece in chosen],
+    )
+
+
+def _finite(values: dict[Output, np.ndarray]) -> bool:
+    return all(np.isfinite(value).all() for value in values.values())

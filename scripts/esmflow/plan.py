@@ -5,7 +5,6 @@ import heapq
 import json
 import logging
 import math
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,62 +71,54 @@ def plan(
     a table that gains nothing keeps its inputs. Names are derived from content.
     Raises ConfigError for a layer or length that a model does not have.
     """
-    work = directory.with_name(f".{directory.name}.tmp")
-    shutil.rmtree(work, ignore_errors=True)
-    (work / "shards").mkdir(parents=True)
     models = {spec.name: Descriptor.load(descriptors[spec.name]) for spec in specs}
     outputs = {spec.name: spec.outputs(models[spec.name].architecture.layers) for spec in specs}
     for spec in specs:
         spec.check(models[spec.name].architecture)
+    with files.atomic_directory(directory) as work:
+        (work / "shards").mkdir()
+        shards: dict[str, list[Shard]] = {}
+        served: defaultdict[str, set[str]] = defaultdict(set)
+        with database.connect(work / "plan") as connection:
+            _load(connection, sequences)
+            for spec in specs:
+                connection.execute("CREATE OR REPLACE TABLE cut (key BLOB, shard VARCHAR)")
+                batches = _missing(connection, spec, models[spec.name], outputs[spec.name], store)
+                shards[spec.name] = [
+                    shard
+                    for batch in batches
+                    for shard in _cut(connection, spec, models[spec.name], batch, sizes, work / "shards")
+                ]
+                for shard_name, table in _served(connection, list(sequences), spec.name, shards[spec.name]):
+                    served[shard_name].add(table)
 
-    needs: dict[str, set[str]] = {
-        _table(sample, spec.name, output): set()
-        for spec in specs
-        for output in outputs[spec.name]
-        for sample in sequences
-    }
-    shards: dict[str, list[Shard]] = {}
-    served: dict[str, set[str]] = {}
-    with database.connect(work / "spill") as connection:
-        _load(connection, sequences)
-        for spec in specs:
-            descriptor = models[spec.name]
-            shards[spec.name] = []
-            connection.execute("CREATE OR REPLACE TABLE cut (key BLOB, shard VARCHAR)")
-            for batch in _missing(connection, spec, descriptor, outputs[spec.name], store):
-                shards[spec.name] += _cut(connection, spec, descriptor, batch, sizes, work / "shards")
-            for shard_name, table in _served(connection, list(sequences), spec.name, shards[spec.name]):
-                served.setdefault(shard_name, set()).add(table)
+        jobs = []
+        for spec, count in zip(specs, _share([shards[spec.name] for spec in specs], sizes), strict=True):
+            for dealt in deal(shards[spec.name], count):
+                content = " ".join([spec.name, *sorted(shard.name for shard in dealt)])
+                name = hashlib.sha256(content.encode()).hexdigest()[:12]
+                serves = sorted(set().union(*(served[shard.name] for shard in dealt)))
+                located = [_at(shard, directory) for shard in dealt]
+                jobs.append(Job(name, spec.name, str(descriptors[spec.name]), spec.precision, serves, located))
+        for job in jobs:
+            job.save(work / "jobs" / f"{job.name}.json")
+            # Planned again, its earlier receipt speaks of what the store has lost since.
+            (receipts / f"{job.name}.json").unlink(missing_ok=True)
 
-    jobs = []
-    for spec, count in zip(specs, _share([shards[spec.name] for spec in specs], sizes), strict=True):
-        for dealt in deal(shards[spec.name], count):
-            content = " ".join([spec.name, *sorted(shard.name for shard in dealt)])
-            name = hashlib.sha256(content.encode()).hexdigest()[:12]
-            serves = sorted(set().union(*(served[shard.name] for shard in dealt)))
-            located = [_at(shard, directory) for shard in dealt]
-            job = Job(name, spec.name, str(descriptors[spec.name]), spec.precision, serves, located)
-            job.save(work / "jobs" / f"{name}.json")
-            jobs.append(job)
-    for served_by, tables in [(job.name, job.serves) for job in jobs] + list(_receipts(receipts)):
-        for table in tables:
-            if table in needs:
-                needs[table].add(served_by)
-    summary = {
-        "jobs": {
-            job.name: {
-                "model": job.model,
-                "cost": job.cost,
-                "sequences": sum(shard.sequences for shard in job.shards),
-                "shards": len(job.shards),
-            }
-            for job in jobs
-        },
-        "tables": {table: sorted(names) for table, names in needs.items()},
-    }
-    files.write_text(work / "plan.json", json.dumps(summary, indent=1) + "\n")
-    shutil.rmtree(directory, ignore_errors=True)
-    work.replace(directory)
+        needs: dict[str, set[str]] = {
+            _table(sample, spec.name, output): set()
+            for spec in specs
+            for output in outputs[spec.name]
+            for sample in sequences
+        }
+        for name, tables in [*((job.name, job.serves) for job in jobs), *_receipts(receipts)]:
+            for table in needs.keys() & set(tables):
+                needs[table].add(name)
+        summary = {
+            "jobs": {job.name: {"model": job.model, "cost": job.cost, "shards": len(job.shards)} for job in jobs},
+            "tables": {table: sorted(names) for table, names in needs.items()},
+        }
+        files.write_text(work / "plan.json", json.dumps(summary, indent=1) + "\n")
     log.info("%d shards in %d jobs", sum(map(len, shards.values())), len(jobs))
 
 

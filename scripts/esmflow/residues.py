@@ -27,7 +27,7 @@ def write_residues(
     `id`, `length` and `sequence`, its number in `offsets`. Raises IncompleteError as `features.write_table` does.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with database.connect(join.spill(target)) as connection, files.atomic(target) as temporary:
+    with database.connect(target) as connection, files.atomic(target) as temporary:
         held = join.locate(connection, catalog, spec, descriptor, output, store)
         join.require_complete(connection, catalog, output, spec)
         connection.execute(

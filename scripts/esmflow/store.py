@@ -129,5 +129,5 @@ def metadata_of(schema: pa.Schema) -> dict[str, str]:
 
 def damaged(path: Path, error: Exception) -> DataError:
     """The error for a store file that cannot be read."""
-    reason = str(error).splitlines()[0]
+    reason = str(error).partition("\n")[0] or type(error).__name__
     return DataError(f"{path}: store file is damaged ({reason}); delete it and run again with --forcerun plan")

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +23,8 @@ from esmflow.descriptor import LETTERS, Architecture, Descriptor
 from esmflow.errors import DataError
 
 _HUGGING_FACE = [
+    (r"LayerNorm\.gamma$", "LayerNorm.weight"),
+    (r"LayerNorm\.beta$", "LayerNorm.bias"),
     (r"^embeddings\.word_embeddings\.", "embed_tokens."),
     (r"^embeddings\.position_embeddings\.", "embed_positions."),
     (r"^embeddings\.layer_norm\.", "emb_layer_norm_before."),
@@ -63,10 +66,18 @@ def describe(name: str, path: Path) -> Descriptor:
     """Hash and identify the weights at `path` (a file or a Hugging Face directory). Raises DataError."""
     parts = weight_files(path)
     checkpoint = read(parts)
+    return Descriptor(name, [str(part) for part in parts], stamp(parts), digest(parts), checkpoint.architecture)
+
+
+def digest(parts: list[Path]) -> str:
+    """SHA-256 of a weights file in hexadecimal, or of the SHA-256s of several."""
     hashes = [files.sha256(part) for part in parts]
-    digest = hashes[0] if len(parts) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
-    size = sum(part.stat().st_size for part in parts)
-    return Descriptor(name, [str(part) for part in parts], size, digest, checkpoint.architecture)
+    return hashes[0] if len(parts) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def stamp(parts: list[Path]) -> list[list[int]]:
+    """Size and time of change of each file: while they stay, so does the digest."""
+    return [[part.stat().st_size, part.stat().st_mtime_ns] for part in parts]
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -77,8 +88,10 @@ def weight_files(path: Path) -> list[Path]:
         return [path]
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (path / index).exists():
-            names = json.loads((path / index).read_text(encoding="utf-8"))["weight_map"].values()
-            parts = [path / Path(name).name for name in sorted(set(names))]
+            names = _json(path / index).get("weight_map")
+            if not isinstance(names, dict):
+                raise DataError(f"{path / index}: is damaged; download the directory again")
+            parts = [path / Path(str(name)).name for name in sorted(set(names.values()))]
             if absent := [part for part in parts if not part.exists()]:
                 raise DataError(f"{absent[0]}: named by {index} but missing; download the directory again")
             return parts
@@ -101,8 +114,8 @@ def read(parts: list[Path]) -> Checkpoint:
         settings |= found
     config = parts[0].with_name("config.json")
     if config.exists():
-        settings = json.loads(config.read_text(encoding="utf-8")) | settings
-    tensors = {_canonical(name): tensor for name, tensor in raw.items()}
+        settings = _json(config) | settings
+    tensors = {_canonical(str(name)): tensor for name, tensor in raw.items()}
     regression = parts[0].with_name(f"{parts[0].stem}-contact-regression.pt")
     if regression.exists():
         tensors |= {_canonical(name): tensor for name, tensor in _read_file(regression)[0].items()}
@@ -118,11 +131,16 @@ def _read_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
         if magic[8:] == b"{":
             return load_file(path), {}
         with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=magic.startswith(b"PK"))
+            if magic.startswith(b"PK") and path.suffix != ".safetensors":
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            else:
+                # torch takes a path that ends in .safetensors for that format, whatever it holds.
+                with path.open("rb") as file:
+                    content = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, struct.error, OSError) as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or ["it ends too early"])[0]
         raise DataError(f"{path}: weights file is cut short or damaged ({reason}); fetch it again") from error
-    except pickle.UnpicklingError as error:
+    except (pickle.UnpicklingError, IndexError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(
             f"{path}: not a weights file that can be read safely; give .pt, .bin or .safetensors"
         ) from error
@@ -198,3 +216,10 @@ def _heads(
     if isinstance(heads := settings.get("num_attention_heads"), int):
         return heads
     raise DataError(f"{path}: the number of attention heads is not in the file; put the model's config.json beside it")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise DataError(f"{path}: is damaged; download the directory again") from error

@@ -5,21 +5,28 @@ import logging
 import resource
 import sys
 import time
+from collections import deque
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from esmflow import __version__, files, weights
+from esmflow.check import SelfCheck, self_check
 from esmflow.descriptor import Descriptor
-from esmflow.engine import Engine, SelfCheck, choose_device, choose_precision
+from esmflow.device import auto_tokens, choose_device, choose_precision, free_memory, require_memory
+from esmflow.engine import Embedded, Engine
 from esmflow.errors import DataError
 from esmflow.jobs import SHARD, Job, Shard
 from esmflow.model import Esm
 from esmflow.progress import WorkProgress
 from esmflow.store import Space, Store, commit
+
+#: One being computed while the other is committed.
+_SHARDS_IN_HAND = 2
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +40,20 @@ class Worker:
         self._descriptor = Descriptor.load(Path(job.descriptor))
         self._engine: Engine | None = None
         self._check: SelfCheck | None = None
+        self._seconds = 0.0
         self.pending = [shard for shard in job.shards if not self._path(shard).exists()]
 
     def load(self, *, device: str, threads: int, tokens_per_pack: int | None, attention: str) -> None:
         """Load the model. Raises DataError if the weights are not those planned with, DeviceError if it cannot run."""
         target = choose_device(device)
         precision = choose_precision(self._job.precision, target)
+        require_memory(self._descriptor.architecture, precision, target, free_memory(target))
+        model = self._model(target, precision, attention)
         self._engine = Engine(
-            self._model(target, precision, attention),
-            tokens_per_pack=tokens_per_pack,
+            model,
+            tokens_per_pack=tokens_per_pack or auto_tokens(model),
             threads=threads,
-            exact=lambda: self._model(target, "fp32", "auto"),
+            exact=None if precision == "fp32" else lambda: self._model(target, "fp32", "auto"),
         )
         log.info(
             "model %s on %s after %.1f s; %s, attention %s, %d tokens per pack, %d threads",
@@ -57,28 +67,41 @@ class Worker:
         )
 
     def embed(self) -> None:
-        """Embed and commit the pending shards, the first of them with a self-check."""
+        """Embed and commit the pending shards. The next one is in the engine's hands while one is committed."""
         assert self._engine is not None
+        start = time.monotonic()
         progress = WorkProgress(
             log,
             sum(shard.sequences for shard in self.pending),
             sum(shard.residues for shard in self.pending),
             sum(shard.cost for shard in self.pending),
         )
+        waiting = deque(self.pending)
+        begun: dict[int, tuple[Shard, pa.Table]] = {}
+        while waiting or begun:
+            if waiting and len(begun) < _SHARDS_IN_HAND:
+                shard = waiting.popleft()
+                table = pq.read_table(shard.file, schema=SHARD)
+                sequences = table["residues"].to_pylist()
+                begun[self._engine.submit(sequences, shard.outputs, shard.treatment, progress.add)] = shard, table
+            for ticket, embedded in self._engine.step():
+                self._finish(*begun.pop(ticket), embedded)
+        self._engine.close()
+        self._seconds = time.monotonic() - start
+
+    def _finish(self, shard: Shard, table: pa.Table, embedded: Embedded) -> None:
+        assert self._engine is not None
+        if self._check is None:
+            sequences = table["residues"].to_pylist()
+            self._check = self_check(self._engine, sequences, shard.outputs, shard.treatment, embedded)
         metadata = {
             "model": self._job.model,
             "weights_sha256": self._descriptor.sha256,
             "precision": self._engine.model.precision,
             "attention": self._engine.model.attention,
         }
-        for shard in self.pending:
-            table = pq.read_table(shard.file, schema=SHARD)
-            sequences = table["residues"].to_pylist()
-            embedded = self._engine.embed(sequences, shard.outputs, shard.treatment, progress.add)
-            self._check = self._check or self._engine.check(sequences, shard.outputs, shard.treatment, embedded)
-            keys = table["key"].combine_chunks()
-            commit(self._path(shard), keys, embedded.reasons, embedded.values, metadata)
-            log.info("shard %s committed: %s sequences", shard.name, f"{len(sequences):,}")
+        commit(self._path(shard), table["key"].combine_chunks(), embedded.reasons, embedded.values, metadata)
+        log.info("shard %s committed: %s sequences", shard.name, f"{shard.sequences:,}")
 
     def receipt(self) -> dict[str, object]:
         """What the job did, read back from the store."""
@@ -119,11 +142,11 @@ class Worker:
 
     def _model(self, device: torch.device, precision: str, attention: str) -> Esm:
         parts = [Path(file) for file in self._descriptor.files]
-        size = sum(part.stat().st_size for part in parts if part.exists())
-        if size != self._descriptor.bytes:
+        if absent := [part for part in parts if not part.exists()]:
+            raise DataError(f"{absent[0]}: weights are missing; run again with --forcerun fetch_model")
+        if weights.stamp(parts) != self._descriptor.stamp and weights.digest(parts) != self._descriptor.sha256:
             raise DataError(
-                f"{parts[0]}: weights are missing or have changed since they were fetched "
-                f"({size:,} bytes, were {self._descriptor.bytes:,}); run again with --forcerun fetch_model"
+                f"{parts[0]}: weights have changed since they were fetched; run again with --forcerun fetch_model"
             )
         return Esm(weights.read(parts), device, precision=precision, attention=attention)
 
@@ -144,9 +167,10 @@ class Worker:
             "packs": figures.packs,
             "tokens": figures.tokens,
             "pack_fill": round(figures.fill, 4),
-            "engine_seconds": round(figures.seconds, 3),
-            "residues_per_second": round(figures.residues / figures.seconds, 1),
-            "flops_per_second": round(sum(shard.cost for shard in self.pending) / figures.seconds),
+            "packs_split": figures.splits,
+            "embed_seconds": round(self._seconds, 3),
+            "residues_per_second": round(figures.residues / self._seconds, 1),
+            "flops_per_second": round(sum(shard.cost for shard in self.pending) / self._seconds),
         }
 
 

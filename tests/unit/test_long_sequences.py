@@ -45,7 +45,7 @@ def stitched(model: torch.nn.Module, sequence: str, size: int, overlap: int) -> 
 
 
 def engine(path: Path) -> Engine:
-    return Engine(Esm(weights.read([path]), torch.device("cpu")), threads=2)
+    return Engine(Esm(weights.read([path]), torch.device("cpu")), tokens_per_pack=2048, threads=2)
 
 
 def outputs(layers: int) -> list[Output]:

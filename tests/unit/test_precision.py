@@ -9,7 +9,9 @@ import reference
 import torch
 from esmflow import weights
 from esmflow.attention import choose
-from esmflow.engine import Engine, choose_precision
+from esmflow.check import self_check
+from esmflow.device import choose_precision
+from esmflow.engine import Engine
 from esmflow.errors import DeviceError
 from esmflow.model import Esm
 from esmflow.spec import Output
@@ -73,7 +75,7 @@ def test_self_check_compares_a_sample_with_fair_esm_grade_vectors(esm2_8m: Path,
     checkpoint = weights.read([esm2_8m])
     outputs = [Output(6, "mean"), Output(3, "std")]
     engine = Engine(Esm(checkpoint, CPU, precision="bf16"), exact=lambda: Esm(checkpoint, CPU), threads=2)
-    check = engine.check(sequences, outputs, "whole", engine.embed(sequences, outputs))
+    check = self_check(engine, sequences, outputs, "whole", engine.embed(sequences, outputs))
     assert 1 <= check.sequences < 12
     assert 1e-5 < check.largest_difference < 0.05
     assert 0.999 <= check.least_cosine < 1
@@ -85,4 +87,4 @@ def test_self_check_refuses_vectors_of_another_sequence(tmp_path: Path) -> None:
     output = Output(3, "mean")
     embedded = engine.embed([b"MKTAYIAK", b"WWPWGP"], [output])
     with pytest.raises(DeviceError, match="self-check"):
-        engine.check([b"WWPWGP", b"MKTAYIAK"], [output], "whole", embedded)
+        self_check(engine, [b"WWPWGP", b"MKTAYIAK"], [output], "whole", embedded)

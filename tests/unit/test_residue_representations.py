@@ -51,7 +51,7 @@ def test_learned_contacts_and_residues_equal_fair_esm(esm2_8m: Path, uniprot: li
     model = reference.esm2_of_hugging_face(esm2_8m)
     sequences = [sequence[:400] for sequence in random.Random(5).sample(uniprot, 5)]
     wanted = outputs(6, "contacts")
-    engine = Engine(Esm(weights.read([esm2_8m]), torch.device("cpu")), threads=2)
+    engine = Engine(Esm(weights.read([esm2_8m]), torch.device("cpu")), tokens_per_pack=2048, threads=2)
     found = engine.embed([sequence.encode() for sequence in sequences], wanted).values
     for row, sequence in enumerate(sequences):
         reference_values = expected(model, sequence)
@@ -64,7 +64,7 @@ def test_learned_contacts_and_residues_equal_fair_esm(esm2_8m: Path, uniprot: li
 
 def test_windows_of_residues_are_stitched(tmp_path: Path) -> None:
     reference.tiny_esm2(tmp_path / "tiny.pt")
-    engine = Engine(Esm(weights.read([tmp_path / "tiny.pt"]), torch.device("cpu")))
+    engine = Engine(Esm(weights.read([tmp_path / "tiny.pt"]), torch.device("cpu")), tokens_per_pack=2048)
     sequence = ("ACDEFGHIKLMNPQRSTVWY" * 7).encode()
     wanted = [Output(3, "per_tok"), Output(3, "logits"), Output(3, "mean")]
     found = engine.embed([sequence], wanted, "window-50-20").values

@@ -1,0 +1,442 @@
+"""Whatever is wrong is told in one line that names it, with the contract's exit code, and leaves nothing half done."""
+
+import hashlib
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import reference
+from workflow import (
+    ENVIRONMENT,
+    LAYERS,
+    MAX_LENGTH,
+    MODEL,
+    ROOT,
+    Baseline,
+    Entry,
+    Workspace,
+    error_line,
+    matrix,
+    plain,
+    script,
+    wait_until,
+    worst_error,
+    written_times,
+)
+
+SPEC = {"long_sequences": "truncate", "max_length": MAX_LENGTH, "window_overlap": 0, "precision": "auto"}
+LETTERS = "ACDEFGHIKLMNPQRSTVWY"
+
+
+@pytest.fixture
+def small(work: Workspace) -> Workspace:
+    """A tiny model and one sample, nothing run yet."""
+    reference.tiny_esm2(work.root / "tiny.pt")
+    entries = [plain(f"r{number}", LETTERS[number:]) for number in range(5)]
+    work.write_samples([("one", work.write_fasta("one.fasta", entries))])
+    work.write_config({"tiny": {"weights": "tiny.pt"}})
+    return work
+
+
+def refused(work: Workspace) -> str:
+    """Run the workflow, which must end with 78 before any job and leave nothing; its line."""
+    before = work.files()
+    result = work.run(check=False)
+    assert result.returncode == 78, result.stderr
+    assert [path for path in work.files() if path not in before and ".snakemake" not in path.parts] == []
+    return error_line(result)
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "nearest"),
+    [
+        ((), "modles", "models"),
+        (("workers",), "max_job", "max_jobs"),
+        (("models", "tiny"), "layer", "layers"),
+        (("sharding",), "target_minute", "target_minutes"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_known_one(
+    small: Workspace, path: tuple[str, ...], wrong: str, nearest: str
+) -> None:
+    def misspell(config: dict[str, Any]) -> None:
+        config.setdefault("sharding", {})
+        for key in path:
+            config = config[key]
+        config[wrong] = 1
+
+    small.change_config(misspell)
+    line = refused(small)
+    assert f"'{wrong}'" in line
+    assert f"'{nearest}'" in line
+    assert ".".join(path) in line
+
+
+def test_a_missing_fasta_is_named(small: Workspace) -> None:
+    small.write_samples([("one", "one.fasta"), ("two", "nowhere.fasta")])
+    line = refused(small)
+    assert "nowhere.fasta" in line
+    assert "two" in line
+
+
+def test_the_same_fasta_twice_in_a_sample_is_refused(small: Workspace) -> None:
+    small.write_samples([("one", "one.fasta"), ("one", "./one.fasta")])
+    line = refused(small)
+    assert "one.fasta" in line
+    assert "twice" in line
+
+
+def test_samples_whose_outputs_would_clash_are_named(small: Workspace) -> None:
+    small.write_samples([("one", "one.fasta"), ("ONE", "one.fasta")])
+    line = refused(small)
+    assert "one" in line
+    assert "ONE" in line
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "$(id)", "a b", "-x", ".hidden"])
+def test_a_sample_name_that_cannot_be_part_of_a_path_is_refused(small: Workspace, name: str) -> None:
+    small.write_samples([(name, "one.fasta")])
+    assert name in refused(small)
+
+
+def test_missing_weights_are_named(small: Workspace) -> None:
+    small.write_config({"tiny": {"weights": "gone.pt"}})
+    assert "gone.pt" in refused(small)
+
+
+def test_a_layer_out_of_range_is_named_by_plan(baseline: Baseline, work: Workspace) -> None:
+    models = {MODEL: SPEC | {"layers": [LAYERS + 1], "representations": ["mean"]}}
+    result = script("plan", *plan_arguments(work.root, models), cwd=baseline.work.root)
+    assert result.returncode == 78
+    line = error_line(result)
+    assert f"models.{MODEL}.layers" in line
+    assert str(LAYERS + 1) in line
+    assert list(work.root.iterdir()) == []
+
+
+def plan_arguments(target: Path, models: dict[str, Any]) -> list[str | Path]:
+    sizes = ["--target-minutes", "1", "--max-jobs", "1", "--gpus-per-job", "0"]
+    inputs = ["--samples", "samples.tsv", "--sequences", "results/sequences", "--descriptors", "results/models"]
+    places = ["--store", "store", "--receipts", "results/receipts", "--output", target / "plan"]
+    return ["--models", json.dumps(models), *inputs, *places, *sizes]
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.99])
+def test_weights_cut_short_are_named(work: Workspace, kept: float) -> None:
+    weights = work.root / "tiny.pt"
+    reference.tiny_esm2(weights)
+    weights.write_bytes(weights.read_bytes()[: int(kept * weights.stat().st_size)])
+    arguments = ["--model", "tiny", "--weights", "tiny.pt", "--directory", "weights", "--descriptor", "tiny.json"]
+    result = script("fetch_model", *arguments, cwd=work.root)
+    assert result.returncode == 65
+    assert "tiny.pt" in error_line(result)
+    assert work.files() == [weights]
+
+
+def test_invalid_fail_lists_the_first_20_and_ends(work: Workspace) -> None:
+    entries = [Entry(f"bad{number}", f"MK{number}") if number % 2 else plain("ok", "MKV") for number in range(60)]
+    work.write_fasta("bad.fasta", entries)
+    arguments = ["--sample", "s", "--catalog", "out/c.parquet", "--sequences", "out/s.parquet", "--invalid", "fail"]
+    result = script("ingest", *arguments, "--", "bad.fasta", cwd=work.root)
+    assert result.returncode == 65
+    assert "sample s" in error_line(result)
+    listed = [line for line in result.stderr.splitlines() if "bad.fasta" in line and ": bad" in line]
+    assert len(listed) == 20
+    first = [(2 * number + 1, f"bad{number}") for number in range(1, 40, 2)]
+    for line, (file_line, name) in zip(listed, first, strict=True):
+        assert f"bad.fasta:{file_line}: {name}: digit" in line
+    assert work.files() == [work.root / "bad.fasta"]
+
+
+def ingest_arguments(target: Path, fasta: Path) -> list[str | Path]:
+    places = ["--catalog", target / "catalog" / "big.parquet", "--sequences", target / "sequences" / "big.parquet"]
+    return ["--sample", "big", *places, "--", fasta]
+
+
+def embed_arguments(baseline: Baseline, target: Path) -> list[str | Path]:
+    [job] = (baseline.work.root / "results/plan/jobs").iterdir()
+    places = ["--job", job.relative_to(baseline.work.root), "--store", target / "store"]
+    return [*places, "--receipt", target / "receipts" / job.name, "--threads", "2"]
+
+
+def features_arguments(target: Path) -> list[str | Path]:
+    spec = json.dumps(SPEC | {"layers": [LAYERS], "representations": ["mean"]})
+    inputs = ["--catalog", "results/catalog/a.parquet", "--descriptor", f"results/models/{MODEL}.json"]
+    output = ["--store", "store", "--table", target / "table.parquet"]
+    return ["--model", MODEL, "--spec", spec, *inputs, *output]
+
+
+def test_weights_swapped_between_fetch_and_embed_are_named(small: Workspace) -> None:
+    small.run("--until", "plan")
+    reference.tiny_esm2(small.root / "tiny.pt", embed_dim=64)
+    [job] = (small.root / "results/plan/jobs").iterdir()
+    before = small.files()
+    result = script("embed", "--job", job, "--store", "store", "--receipt", "r.json", cwd=small.root)
+    assert result.returncode == 65
+    assert "tiny.pt" in error_line(result)
+    assert small.files() == before
+
+
+def test_weights_swapped_for_others_of_the_same_size_are_named(small: Workspace) -> None:
+    small.run("--until", "plan")
+    size = (small.root / "tiny.pt").stat().st_size
+    reference.tiny_esm2(small.root / "tiny.pt", seed=1)
+    assert (small.root / "tiny.pt").stat().st_size == size
+    [job] = (small.root / "results/plan/jobs").iterdir()
+    before = small.files()
+    result = script("embed", "--job", job, "--store", "store", "--receipt", "r.json", cwd=small.root)
+    assert result.returncode == 65
+    assert "tiny.pt" in error_line(result)
+    assert small.files() == before
+
+
+def test_cuda_without_cuda_is_no_usable_device(baseline: Baseline, work: Workspace) -> None:
+    arguments = [*embed_arguments(baseline, work.root), "--device", "cuda"]
+    without = ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": ""}
+    result = script("embed", *arguments, cwd=baseline.work.root, env=without)
+    assert result.returncode == 69
+    assert "cuda" in error_line(result)
+    assert work.files() == []
+
+
+@dataclass
+class Disk:
+    """A small file system; or where none can be mounted, a directory in which files may not grow."""
+
+    root: Path
+    mounted: bool
+    limit: int
+
+    def options(self) -> dict[str, Any]:
+        """For `script`: what keeps a command within the limit."""
+        return {} if self.mounted else {"preexec_fn": self._limit_files}
+
+    def _limit_files(self) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.limit, resource.RLIM_INFINITY))
+
+    def enlarge(self) -> None:
+        if self.mounted:
+            subprocess.run(["mount", "-o", "remount,size=64m", self.root], check=True)
+        self.limit = 64 << 20
+
+    def write_protect(self) -> None:
+        if self.mounted:
+            subprocess.run(["mount", "-o", "remount,ro", self.root], check=True)
+        elif os.geteuid() == 0:
+            pytest.skip("root that cannot mount: no place is read-only")
+        else:
+            self.root.chmod(0o555)
+
+    def left(self) -> list[Path]:
+        """Files and hidden directories."""
+        return sorted(path for path in self.root.rglob("*") if path.is_file() or path.name.startswith("."))
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[int], Disk]]:
+    """Makes one disk of so many KiB."""
+    root = tmp_path / "disk"
+    root.mkdir()
+    made: list[Disk] = []
+
+    def make(kib: int) -> Disk:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", root]
+        can = shutil.which("mount") and os.geteuid() == 0
+        mounted = bool(can) and subprocess.run(command, capture_output=True, check=False).returncode == 0
+        made.append(Disk(root, mounted, 16 << 10))
+        return made[0]
+
+    yield make
+    for one in made:
+        if one.mounted:
+            subprocess.run(["umount", root], check=True)
+        root.chmod(0o755)
+
+
+def write_big_fasta(path: Path) -> None:
+    draw = random.Random(1)
+    lines = [f">r{number}\n{''.join(draw.choices(LETTERS, k=300))}\n" for number in range(2000)]
+    path.write_text("".join(lines))
+
+
+def test_a_full_disk_during_ingest_leaves_nothing_and_is_told(tmp_path: Path, disk: Callable[[int], Disk]) -> None:
+    write_big_fasta(tmp_path / "big.fasta")
+    full = disk(128)
+    arguments = ingest_arguments(full.root, tmp_path / "big.fasta")
+    result = script("ingest", *arguments, cwd=tmp_path, **full.options())
+    assert result.returncode == 73, result.stderr
+    assert str(full.root) in error_line(result)
+    assert full.left() == []
+    full.enlarge()
+    assert script("ingest", *arguments, cwd=tmp_path, **full.options()).returncode == 0
+    assert len(pq.read_table(full.root / "catalog/big.parquet")) == 2000
+
+
+def test_a_full_disk_during_embed_keeps_what_was_committed(
+    baseline: Baseline, tmp_path: Path, disk: Callable[[int], Disk]
+) -> None:
+    full = disk(160)
+    arguments = embed_arguments(baseline, full.root)
+    result = script("embed", *arguments, cwd=baseline.work.root, **full.options())
+    assert result.returncode == 73, result.stderr
+    assert str(full.root) in error_line(result)
+    committed = Workspace(full.root).store_files()
+    assert full.left() == committed
+    assert committed or not full.mounted
+    for path in committed:
+        assert len(pq.read_table(path)) > 0
+    times = written_times(committed)
+    full.enlarge()
+    assert script("embed", *arguments, cwd=baseline.work.root, **full.options()).returncode == 0
+    assert written_times(committed) == times
+    assert len(Workspace(full.root).store_files()) == len(baseline.work.store_files())
+    assert list((tmp_path / "disk" / "receipts").iterdir())
+
+
+@pytest.mark.parametrize("room", [32, 128], ids=["for_part_of_the_vectors", "for_part_of_the_table"])
+def test_a_full_disk_during_features_leaves_nothing_and_is_told(
+    baseline: Baseline, disk: Callable[[int], Disk], room: int
+) -> None:
+    full = disk(room)
+    arguments = features_arguments(full.root)
+    result = script("features", *arguments, cwd=baseline.work.root, **full.options())
+    assert result.returncode == 73, result.stderr
+    assert str(full.root) in error_line(result)
+    assert full.left() == []
+    full.enlarge()
+    assert script("features", *arguments, cwd=baseline.work.root, **full.options()).returncode == 0
+    found = pq.read_table(full.root / "table.parquet").to_pandas()
+    assert np.array_equal(matrix(found), matrix(baseline.work.table("a", MODEL, f"layer{LAYERS}.mean")))
+
+
+def test_a_full_disk_that_holds_the_log_too_is_told_in_one_line(tmp_path: Path, disk: Callable[[int], Disk]) -> None:
+    write_big_fasta(tmp_path / "big.fasta")
+    full = disk(64)
+    (full.root / "ballast").write_bytes(bytes((16 if not full.mounted else 64) << 10))
+    log = full.root / "ingest.log"
+    log.touch()
+    arguments = ["--log", log, *ingest_arguments(full.root / "results", tmp_path / "big.fasta")]
+    result = script("ingest", *arguments, cwd=tmp_path, **full.options())
+    assert result.returncode == 73, result.stderr
+    error_line(result)
+    assert full.left() == [full.root / "ballast", log]
+
+
+@pytest.mark.parametrize("command", ["ingest", "plan", "embed", "features", "fetch_model"])
+@pytest.mark.parametrize("log", [False, True], ids=["without_log", "with_the_log_there_too"])
+def test_a_read_only_file_system_is_told(
+    baseline: Baseline, esm2_8m: Path, disk: Callable[[int], Disk], command: str, log: bool
+) -> None:
+    place = disk(1024)
+    place.write_protect()
+    arguments: dict[str, list[str | Path]] = {
+        "ingest": ingest_arguments(place.root, Path("a.fasta")),
+        "plan": plan_arguments(place.root, {MODEL: SPEC | {"layers": [3], "representations": ["max"]}}),
+        "embed": embed_arguments(baseline, place.root),
+        "features": features_arguments(place.root),
+        "fetch_model": [
+            *("--model", "m", "--weights", esm2_8m, "--directory", place.root / "weights"),
+            *("--descriptor", place.root / "m.json"),
+        ],
+    }
+    logged: list[str | Path] = ["--log", place.root / "logs" / "x.log"] if log else []
+    result = script(command, *logged, *arguments[command], cwd=baseline.work.root)
+    assert result.returncode == 73, result.stderr
+    assert str(place.root) in error_line(result)
+    assert place.left() == []
+
+
+def test_ctrl_c_ends_embed_with_75_and_the_same_command_goes_on(baseline: Baseline, tmp_path: Path) -> None:
+    arguments = [str(argument) for argument in embed_arguments(baseline, tmp_path)]
+    target = Workspace(tmp_path)
+    command = [sys.executable, str(ROOT / "scripts" / "embed.py"), *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=baseline.work.root, env=ENVIRONMENT, **pipes)
+    try:
+        wait_until(lambda: bool(target.store_files()), process)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    result = subprocess.CompletedProcess(command, process.returncode, "", errors)
+    assert result.returncode == 75, errors
+    assert "run the same command again" in error_line(result)
+    committed = target.store_files()
+    assert target.files() == committed
+    assert 0 < len(committed) < len(baseline.work.store_files())
+    times = written_times(committed)
+    assert script("embed", *arguments, cwd=baseline.work.root).returncode == 0
+    assert written_times(committed) == times
+    assert len(target.store_files()) == len(baseline.work.store_files())
+
+
+HOSTILE = [
+    "../../x",
+    "/etc/passwd",
+    "$(touch${IFS}pwned)",
+    "`touch${IFS}pwned`",
+    "';DROP",
+    '"quoted"',
+    "it's",
+    ";rm",
+    "|cat",
+    "&&true",
+    "a,b",
+    "a\\tb",
+    "{wildcards.sample}",
+    "{{x}}",
+    "%s%n",
+    "NULL",
+    "NaN",
+    "007",
+    "=1+1",
+    "#comment",
+    "-rf",
+    "*",
+    ">",
+    "é漢字",
+]
+
+
+def test_hostile_ids_come_through_unchanged_and_nothing_is_written_elsewhere(tmp_path: Path) -> None:
+    work = Workspace(tmp_path / "outer" / "inner")
+    work.root.mkdir(parents=True)
+    model = reference.tiny_esm2(work.root / "tiny.pt")
+    entries = [
+        Entry(f"{name} $(touch pwned) 'x", LETTERS[n % 9 :] + "X", LETTERS[n % 9 :] + "X")
+        for n, name in enumerate(HOSTILE)
+    ]
+    entries.append(Entry("bad;$(touch${IFS}pwned)", "MK-V", reason="gap"))
+    name = "we ird';$(touch pwned)\".fasta"
+    work.write_samples([("one", f'"{work.write_fasta(name, entries).replace(chr(34), chr(34) * 2)}"')])
+    work.write_config({"tiny": {"weights": "tiny.pt"}})
+    before = {path: hashlib.sha256(path.read_bytes()).digest() for path in tmp_path.rglob("*") if path.is_file()}
+    around = set(tmp_path.rglob("*"))
+    work.run()
+    for path, digest in before.items():
+        assert hashlib.sha256(path.read_bytes()).digest() == digest
+    outputs = [work.root / name for name in ("results", "store", "logs", ".snakemake")]
+    elsewhere = [p for p in tmp_path.rglob("*") if p not in around and not any(p.is_relative_to(o) for o in outputs)]
+    assert elsewhere == []
+    assert [path for path in tmp_path.rglob("*") if "pwned" in path.name and path not in before] == []
+
+    embedded = [entry for entry in entries if entry.residues]
+    table = work.table("one", "tiny", "layer3.mean")
+    assert table["id"].to_list() == HOSTILE
+    residues = [entry.residues for entry in embedded]
+    assert worst_error(table, residues, lambda s: reference.represent(model, s), 3, "mean") <= 1e-5
+    status = work.status("one")
+    assert status["id"].to_list() == [entry.id for entry in entries]
+    assert status["reason"].to_list() == [entry.reason for entry in entries]

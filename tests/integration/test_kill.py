@@ -1,0 +1,201 @@
+"""kill -9 at many moments, and the same command again: what was committed stays, what comes out is the same."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from subprocess import Popen
+
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from workflow import DEADLINE, MODEL, Baseline, Workspace, find_worker, matrix, wait_until, written_times
+
+KILLS = 10
+#: All sequences have to be embedded for these two tables, but few other jobs have to run.
+TARGETS = [f"results/features/a/{MODEL}/layer6.mean.parquet", f"results/features/b/{MODEL}/layer0.std.parquet"]
+
+
+@contextmanager
+def running(work: Workspace, *arguments: str) -> Iterator[Popen[bytes]]:
+    """Snakemake at work; nothing of it is left at the end."""
+    process = work.start(*arguments)
+    try:
+        yield process
+    finally:
+        kill_all(process)
+
+
+def kill_all(snakemake: Popen[bytes]) -> None:
+    """kill -9 of a Snakemake that was started here and of all its descendants."""
+    try:
+        family = [psutil.Process(snakemake.pid)]
+        family += family[0].children(recursive=True)
+    except psutil.NoSuchProcess:
+        family = []
+    for process in family:
+        try:
+            process.kill()
+        except psutil.NoSuchProcess:
+            continue
+    snakemake.wait(DEADLINE)
+    psutil.wait_procs(family, DEADLINE)
+
+
+def moment(number: int, work: Workspace, worker: psutil.Process) -> Callable[[], bool]:
+    """The moment of a kill: as the worker starts, amid a commit, or after some shards and some more computing."""
+    draw = random.Random(number)
+    before = len(work.store_files())
+    new_files = number % 3
+    more_seconds = draw.uniform(0, 1.5 if new_files == 0 else 0.4)
+    reached: list[float] = []
+
+    def computed() -> float:
+        times = worker.cpu_times()
+        return float(times.user + times.system)
+
+    def come() -> bool:
+        if number == 0:
+            return True
+        done = len(work.store_files()) - before
+        if number in (2, 5):
+            return done > 3 or any((work.root / "store").rglob(".*.tmp"))
+        if not reached and done >= new_files:
+            reached.append(computed())
+        return bool(reached) and computed() - reached[0] >= more_seconds
+
+    def come_or_gone() -> bool:
+        try:
+            return come()
+        except psutil.NoSuchProcess:
+            return True
+
+    return come_or_gone
+
+
+def assert_equal_tables(found: Workspace, expected: Workspace, paths: list[str]) -> None:
+    assert [str(path.relative_to(found.root)) for path in found.table_files()] == paths
+    for path in paths:
+        ours, theirs = (pd.read_parquet(work.root / path) for work in (found, expected))
+        assert ours[["id", "length"]].equals(theirs[["id", "length"]])
+        np.testing.assert_allclose(matrix(ours), matrix(theirs), rtol=1e-6, atol=1e-6)
+
+
+def temporary_files(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob(".*") if path.name != ".snakemake_timestamp"]
+
+
+@pytest.fixture
+def fresh(baseline: Baseline, tmp_path: Path) -> Workspace:
+    """The shared run's inputs, nothing done yet."""
+    return baseline.work.copy(tmp_path / "fresh", inputs_only=True)
+
+
+def test_a_worker_killed_at_ten_moments_loses_no_committed_shard_and_changes_no_cell(
+    baseline: Baseline, fresh: Workspace
+) -> None:
+    first_seen: dict[Path, tuple[int, int]] = {}
+    interrupted = 0
+    for number in range(KILLS):
+        with running(fresh) as snakemake:
+            worker = find_worker(snakemake)
+            assert worker is not None, (fresh.root / "snakemake.out").read_text()
+            wait_until(moment(number, fresh, worker), snakemake)
+            alive = worker.is_running()
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
+            assert snakemake.wait(DEADLINE) != 0, f"kill {number} came after the worker's end"
+        interrupted += alive
+        assert fresh.receipts() == {}
+        assert fresh.table_files() == []
+        for path, times in written_times(fresh.store_files()).items():
+            first_seen.setdefault(path, times)
+        assert written_times(first_seen) == first_seen
+        if number == 6:
+            leave_temporary_files(fresh, fresh.store_files())
+    assert interrupted >= KILLS - 2
+    assert 5 <= len(first_seen) < len(baseline.work.store_files())
+
+    fresh.run()
+    assert written_times(first_seen) == first_seen
+    [receipt] = fresh.receipts().values()
+    assert sum(not shard["computed"] for shard in receipt["shards"]) == len(first_seen)
+    every_table = [str(path.relative_to(baseline.work.root)) for path in baseline.work.table_files()]
+    assert_equal_tables(fresh, baseline.work, every_table)
+    for sample in ("a", "b"):
+        assert fresh.status(sample).equals(baseline.work.status(sample))
+    assert temporary_files(fresh.root / "results") == []
+    assert [path.name for path in fresh.store_files()] == [path.name for path in baseline.work.store_files()]
+
+
+def leave_temporary_files(work: Workspace, committed: list[Path]) -> None:
+    """What a killed worker may leave: half of a file. Whoever reads it as a store file fails."""
+    assert committed
+    for path in committed:
+        half = path.with_name(f".{path.name}.local-1.tmp")
+        half.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert any((work.root / "store").rglob(".*.tmp"))
+
+
+def test_a_killed_snakemake_goes_on_after_unlock_and_rerun_incomplete(baseline: Baseline, fresh: Workspace) -> None:
+    with running(fresh, "--", *TARGETS) as snakemake:
+        assert find_worker(snakemake) is not None
+        wait_until(lambda: len(fresh.store_files()) >= 3, snakemake)
+        assert snakemake.poll() is None, (fresh.root / "snakemake.out").read_text()
+        kill_all(snakemake)
+    committed = written_times(fresh.store_files())
+    assert 3 <= len(committed) < len(baseline.work.store_files())
+    assert fresh.receipts() == {}
+
+    locked = fresh.run("--", *TARGETS, check=False)
+    assert locked.returncode != 0
+    assert "unlock" in (locked.stdout + locked.stderr).lower()
+    fresh.run("--unlock")
+    fresh.run("--rerun-incomplete", "--", *TARGETS)
+    assert written_times(committed) == committed
+    assert_equal_tables(fresh, baseline.work, TARGETS)
+    assert temporary_files(fresh.root / "results") == []
+
+
+def test_the_orphan_of_a_killed_snakemake_and_its_successor_do_the_same_work_unharmed(
+    baseline: Baseline, fresh: Workspace
+) -> None:
+    with running(fresh, "--", *TARGETS) as snakemake:
+        orphan = find_worker(snakemake)
+        assert orphan is not None
+        try:
+            wait_until(lambda: len(fresh.store_files()) >= 1, snakemake)
+            snakemake.kill()
+            snakemake.wait(DEADLINE)
+            assert orphan.is_running()
+            fresh.run("--unlock")
+            fresh.run("--rerun-incomplete", "--", *TARGETS)
+        finally:
+            psutil.wait_procs([orphan], DEADLINE)
+    assert not orphan.is_running()
+    assert_equal_tables(fresh, baseline.work, TARGETS)
+    assert temporary_files(fresh.root / "results") == []
+    assert temporary_files(fresh.root / "store") == []
+
+
+def kill_features(work: Workspace) -> bool:
+    """Make the first table anew and kill -9 its command amid the writing; whether that came before its end."""
+    (work.root / TARGETS[0]).unlink(missing_ok=True)
+    with running(work) as snakemake:
+        worker = find_worker(snakemake, "features.py")
+        assert worker is not None
+        wait_until(lambda: bool(temporary_files(work.root / "results")), snakemake)
+        with suppress(psutil.NoSuchProcess):
+            worker.kill()
+        return snakemake.wait(DEADLINE) != 0
+
+
+def test_a_killed_features_command_leaves_nothing_behind_once_the_table_is_made(
+    baseline: Baseline, again: Workspace
+) -> None:
+    assert any(kill_features(again) for _ in range(5))
+    assert not (again.root / TARGETS[0]).exists()
+    again.run()
+    assert_equal_tables(again, baseline.work, [str(path.relative_to(again.root)) for path in again.table_files()])
+    assert temporary_files(again.root / "results") == []

@@ -1,0 +1,260 @@
+"""Bringing weights into place, from a server that can do what servers do."""
+
+import gzip
+import hashlib
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import reference
+from esmflow.errors import ConfigError, DataError
+from esmflow.fetch import WheelMember, fetch
+
+NAME = "esm2_t6_8M_UR50D"
+FILE = f"{NAME}.pt"
+
+
+@dataclass
+class Server:
+    """A file server on this machine, and what was asked of it."""
+
+    content: bytes
+    """What the official file holds; every other path is a 404."""
+    url: str = ""
+    cut_after: int | None = None
+    """Close the connection after so many bytes of a reply's body."""
+    ranges: bool = True
+    """Answer a Range with 206, rather than with all of the file."""
+    compress: bool = False
+    """Compress the reply for a client that says that it takes gzip, as some proxies do."""
+    asked: list[str | None] = field(default_factory=list)
+    """The Range header of each request."""
+
+
+def handler(server: Server) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            wanted = self.headers.get("Range")
+            server.asked.append(wanted)
+            if self.path != f"/models/{FILE}":
+                self.send_error(404)
+                return
+            body, start, total = server.content, 0, len(server.content)
+            if wanted and server.ranges:
+                start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+                self.send_response(206 if start < total else 416)
+                body = server.content[start:]
+                self.send_header(
+                    "Content-Range", f"bytes {start}-{total - 1}/{total}" if start < total else f"bytes */{total}"
+                )
+            else:
+                self.send_response(200)
+                if server.compress and "gzip" in self.headers.get("Accept-Encoding", ""):
+                    body = gzip.compress(body, 1)
+                    self.send_header("Content-Encoding", "gzip")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body[: server.cut_after])
+            self.close_connection = True
+
+        def log_message(self, *_arguments: object) -> None:
+            pass
+
+    return Handler
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A random ESM-2 of some megabytes, so that a cut comes after something has been written."""
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.pt"
+    reference.tiny_esm2(path, layers=4, embed_dim=160, heads=4)
+    assert path.stat().st_size > 4 << 20
+    return path.read_bytes()
+
+
+@pytest.fixture
+def server(checkpoint: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    state = Server(checkpoint)
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler(state)) as listener:
+        state.url = f"http://127.0.0.1:{listener.server_address[1]}/models"
+        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield state
+        listener.shutdown()
+        thread.join()
+
+
+def one_line(error: BaseException) -> str:
+    text = str(error)
+    assert text.isprintable(), text
+    return text
+
+
+def test_an_official_file_is_downloaded_described_and_not_asked_for_again(tmp_path: Path, server: Server) -> None:
+    for _ in range(2):
+        descriptor = fetch(NAME, "fair-esm", tmp_path / "weights", url=server.url)
+        assert descriptor.files == [str(tmp_path / "weights" / FILE)]
+        assert descriptor.sha256 == hashlib.sha256(server.content).hexdigest()
+        assert (descriptor.name, descriptor.stamp[0][0]) == (NAME, len(server.content))
+        assert descriptor.architecture.layers == 4
+    assert server.asked == [None]
+    assert (tmp_path / "weights" / FILE).read_bytes() == server.content
+    assert [path.name for path in (tmp_path / "weights").iterdir()] == [FILE]
+
+
+def test_a_download_that_was_cut_goes_on_where_it_stopped(tmp_path: Path, server: Server) -> None:
+    server.cut_after = 5 << 19
+    with pytest.raises(DataError, match=FILE) as caught:
+        fetch(NAME, "fair-esm", tmp_path, url=server.url)
+    one_line(caught.value)
+    assert not (tmp_path / FILE).exists()
+    [part] = tmp_path.iterdir()
+    have = part.stat().st_size
+    assert 0 < have <= server.cut_after
+    assert part.read_bytes() == server.content[:have]
+
+    server.cut_after = None
+    fetch(NAME, "fair-esm", tmp_path, url=server.url, sha256=hashlib.sha256(server.content).hexdigest())
+    assert server.asked == [None, f"bytes={have}-"]
+    assert (tmp_path / FILE).read_bytes() == server.content
+    assert list(tmp_path.iterdir()) == [tmp_path / FILE]
+
+
+def test_a_download_that_is_cut_again_and_again_comes_to_its_end(tmp_path: Path, server: Server) -> None:
+    server.cut_after = 3 << 19
+    for _ in range(len(server.content) >> 20):
+        with pytest.raises(DataError):
+            fetch(NAME, "fair-esm", tmp_path, url=server.url)
+        if len(server.content) - (tmp_path / f"{FILE}.part").stat().st_size <= server.cut_after:
+            break
+    fetch(NAME, "fair-esm", tmp_path, url=server.url)
+    assert (tmp_path / FILE).read_bytes() == server.content
+
+
+@pytest.mark.parametrize("left", [b"", b"old and short", b"x" * (5 << 20)])
+def test_a_server_that_ignores_ranges_sends_all_of_the_file_anew(tmp_path: Path, server: Server, left: bytes) -> None:
+    server.ranges = False
+    (tmp_path / f"{FILE}.part").write_bytes(left)
+    fetch(NAME, "fair-esm", tmp_path, url=server.url)
+    assert (tmp_path / FILE).read_bytes() == server.content
+
+
+def test_a_part_that_is_complete_is_taken(tmp_path: Path, server: Server) -> None:
+    (tmp_path / f"{FILE}.part").write_bytes(server.content)
+    fetch(NAME, "fair-esm", tmp_path, url=server.url)
+    assert list(tmp_path.iterdir()) == [tmp_path / FILE]
+    assert (tmp_path / FILE).read_bytes() == server.content
+
+
+def test_a_part_that_is_longer_than_the_file_is_never_taken_for_it(tmp_path: Path, server: Server) -> None:
+    (tmp_path / f"{FILE}.part").write_bytes(server.content + b"more")
+    with pytest.raises(DataError, match=FILE):
+        fetch(NAME, "fair-esm", tmp_path, url=server.url)
+    assert list(tmp_path.iterdir()) == []
+    fetch(NAME, "fair-esm", tmp_path, url=server.url)
+    assert (tmp_path / FILE).read_bytes() == server.content
+
+
+def test_a_reply_that_was_compressed_on_its_way_gives_the_file(tmp_path: Path, server: Server) -> None:
+    server.compress = True
+    fetch(NAME, "fair-esm", tmp_path, url=server.url)
+    assert (tmp_path / FILE).read_bytes() == server.content
+
+
+@pytest.mark.parametrize("left", [b"", b"something"])
+def test_a_404_leaves_no_file_and_tells_where_to_put_one(tmp_path: Path, server: Server, left: bytes) -> None:
+    other = "esm2_t12_35M_UR50D"
+    if left:
+        (tmp_path / f"{other}.pt.part").write_bytes(left)
+    with pytest.raises(DataError) as caught:
+        fetch(other, "fair-esm", tmp_path, url=server.url)
+    assert str(tmp_path / f"{other}.pt") in one_line(caught.value)
+    assert not (tmp_path / f"{other}.pt").exists()
+
+
+def test_without_a_server_one_line_names_the_file_and_its_place(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        fetch(NAME, "fair-esm", Path("weights"), url="http://127.0.0.1:1/models")
+    text = one_line(caught.value)
+    assert f"http://127.0.0.1:1/models/{FILE}" in text
+    assert str(tmp_path / "weights" / FILE) in text
+    assert server.asked == []
+
+
+def test_a_file_put_in_place_by_hand_is_used_without_a_server(tmp_path: Path, checkpoint: bytes) -> None:
+    (tmp_path / FILE).write_bytes(checkpoint)
+    descriptor = fetch(NAME, "fair-esm", tmp_path, url="http://127.0.0.1:1")
+    assert descriptor.sha256 == hashlib.sha256(checkpoint).hexdigest()
+
+
+@pytest.mark.parametrize("name", ["esm2", "esm2_t6_8M_UR50D.pt", "ESM2_T6_8M_UR50D", "protein_bert_base", "../x", ""])
+def test_an_unknown_official_name_is_a_config_error_that_lists_the_known(
+    tmp_path: Path, server: Server, name: str
+) -> None:
+    with pytest.raises(ConfigError, match=NAME) as caught:
+        fetch(name, "fair-esm", tmp_path, url=server.url)
+    one_line(caught.value)
+    assert server.asked == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("source", ["fair-esm", "path"])
+def test_a_wrong_sha256_is_refused_with_both(tmp_path: Path, server: Server, source: str) -> None:
+    (tmp_path / "own.pt").write_bytes(server.content)
+    found, wanted = hashlib.sha256(server.content).hexdigest(), "0" * 64
+    where = source if source == "fair-esm" else str(tmp_path / "own.pt")
+    with pytest.raises(DataError) as caught:
+        fetch(NAME, where, tmp_path, url=server.url, sha256=wanted)
+    assert found in one_line(caught.value)
+    assert wanted in str(caught.value)
+    fetch(NAME, where, tmp_path, url=server.url, sha256=found)
+
+
+def test_own_weights_stay_where_they_are(tmp_path: Path, checkpoint: bytes) -> None:
+    path = tmp_path / "my model.pt"
+    path.write_bytes(checkpoint)
+    assert fetch("mine", str(path), tmp_path / "weights").files == [str(path)]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_absent_own_weights_are_refused_by_their_path(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"absent\.pt"):
+        fetch("mine", str(tmp_path / "absent.pt"), tmp_path, sha256="0" * 64)
+
+
+def test_the_wheel_form_is_parsed() -> None:
+    parsed = WheelMember.parse("wheel:my-pkg.x_y==1.3.post1/pkg/Model/weights v1.bin")
+    assert parsed == WheelMember("my-pkg.x_y==1.3.post1", "pkg/Model/weights v1.bin")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "wheel:",
+        "wheel:pkg",
+        "wheel:pkg/file.bin",
+        "wheel:pkg==1.0",
+        "wheel:pkg==1.0/",
+        "wheel:pkg>=1.0/file.bin",
+        "wheel:==1.0/file.bin",
+        "wheel:--index-url=x==1.0/file.bin",
+        "wheel:-r==1.0/file.bin",
+        "wheel:a b==1.0/file.bin",
+        "wheel:pkg==1.0 --pre/file.bin",
+        "wheel:git+https://x/y==1/z",
+    ],
+)
+def test_what_is_not_of_the_wheel_form_is_a_config_error_before_anything_is_fetched(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError, match="wheel:package==version/path"):
+        WheelMember.parse(text)
+    with pytest.raises(ConfigError):
+        fetch("mine", text, tmp_path)
+    assert list(tmp_path.iterdir()) == []
