@@ -71,23 +71,21 @@ class _Task:
     outputs: Sequence[Output]
     progress: Callable[[int, int, float], None] | None
     pieces: list[tuple[int, Piece]]
+    tokens: np.ndarray = field(init=False)
+    """int64 [pieces], with BOS and EOS."""
     wanted: list[Output] = field(init=False)
     results: Pieces = field(init=False)
     reasons: list[str | None] = field(init=False)
     left: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.tokens = np.array([piece.stop - piece.start + 2 for _, piece in self.pieces], dtype=np.int64)
         # The std of a sequence in several pieces needs their means.
         means = {Output(output.layer, "mean") for output in self.outputs if output.representation == "std"}
         self.wanted = sorted({*self.outputs, *means})
         self.results = {output: [_NOTHING] * len(self.pieces) for output in self.wanted}
         self.reasons = [None] * len(self.sequences)
         self.left = len(self.pieces)
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """int64 [pieces], with BOS and EOS."""
-        return np.array([piece.stop - piece.start + 2 for _, piece in self.pieces], dtype=np.int64)
 
     def embedded(self, embed_dim: int) -> Embedded:
         """The results of the sequences from those of their pieces."""
@@ -150,10 +148,9 @@ class Engine:
         pieces = [(row, piece) for row, residues in enumerate(sequences) for piece in cut(len(residues), treatment)]
         self._tickets += 1
         task = _Task(self._tickets, sequences, outputs, progress, pieces)
-        tokens = task.tokens
-        packs = plan_packs(tokens, self.tokens_per_pack)
+        packs = plan_packs(task.tokens, self.tokens_per_pack)
         self._waiting += [(task, members) for members in packs]
-        used = [int(tokens[members].sum()) for members in packs]
+        used = [int(task.tokens[members].sum()) for members in packs]
         capacity = [max(self.tokens_per_pack, tokens_used) for tokens_used in used]
         self.figures.packs += len(packs)
         self.figures.pack_capacity += sum(capacity)
