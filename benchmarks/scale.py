@@ -17,8 +17,9 @@ SHORTEST = 12
 SPEC = {
     "layers": [-1],
     "representations": ["mean"],
-    "long_sequences": "truncate",
+    "long_sequences": "window",
     "max_length": 1022,
+    "window_overlap": 256,
     "precision": "auto",
 }
 

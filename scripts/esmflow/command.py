@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import gc
 import logging
 import signal
 import sys
@@ -52,6 +53,9 @@ def run(command: Callable[[argparse.Namespace], None], arguments: argparse.Argum
     except Exception:
         logging.exception("unexpected error")
         sys.exit(1)
+    finally:
+        # What ends with the process need not be looked through for garbage first; torch alone takes 0.3 s.
+        gc.freeze()
 
 
 def _log_to(handler: logging.Handler) -> None:

@@ -128,7 +128,8 @@ class Engine:
         self._exact, self._exact_model = exact, None if exact else model
         self._loader = loader or (ProcessLoader() if on_gpu else InlineLoader())
         self._stream = torch.cuda.Stream(model.device) if on_gpu else None  # type: ignore[no-untyped-call]
-        self._ahead = _AHEAD if on_gpu else threads
+        # Packs differ in time: a thread that is done with one should find the next.
+        self._ahead = _AHEAD if on_gpu else 2 * threads
         self._compute = ThreadPoolExecutor(1 if on_gpu else threads, initializer=torch.set_num_threads, initargs=(1,))
         self._waiting: deque[tuple[_Task, np.ndarray]] = deque()
         self._running: deque[tuple[_Task, np.ndarray, Future[Represented]]] = deque()

@@ -56,14 +56,31 @@ class Pack:
         return cls(tokens, cu_seqlens.astype(np.int32), ranges)
 
 
+_Pair = tuple[torch.Tensor, torch.Tensor]
+_Dense = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _dense(parameters: _Pair, *, gelu: bool = False) -> _Dense:
+    """The function of a dense layer with this weight and bias, and of an exact GELU after it where that is wanted."""
+    weight, bias = parameters
+    if weight.device.type == "cpu" and weight.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        # oneDNN, with weights in its own layout and GELU within the product: a tenth faster than F.linear.
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight)
+        after = ("gelu", [], "none") if gelu else ("none", [], "")
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, *after)
+    if gelu:
+        return lambda x: F.gelu(F.linear(x, weight, bias))
+    return lambda x: F.linear(x, weight, bias)
+
+
 @dataclass(frozen=True)
 class _Layer:
-    attention_norm: tuple[torch.Tensor, torch.Tensor]
-    qkv: tuple[torch.Tensor, torch.Tensor]
-    out: tuple[torch.Tensor, torch.Tensor]
-    ffn_norm: tuple[torch.Tensor, torch.Tensor]
-    fc1: tuple[torch.Tensor, torch.Tensor]
-    fc2: tuple[torch.Tensor, torch.Tensor]
+    attention_norm: _Pair
+    qkv: _Dense
+    out: _Dense
+    ffn_norm: _Pair
+    fc1_gelu: _Dense
+    fc2: _Dense
 
 
 class Esm:
@@ -99,7 +116,7 @@ class Esm:
             has_norm = "emb_layer_norm_before.weight" in self._tensors
             self._norm_before = self._pair("emb_layer_norm_before") if has_norm else None
         self._layers = [self._layer(f"layers.{number}") for number in range(shape.layers)]
-        heads = ("lm_head.", "contact_head.", "embed_tokens.")
+        heads = ("lm_head.", "contact_head.")
         self._tensors = {name: tensor for name, tensor in self._tensors.items() if name.startswith(heads)}
 
     @torch.inference_mode()
@@ -127,7 +144,7 @@ class Esm:
         if 0 in layers:
             yield 0, x
         for number, layer in enumerate(self._layers[: max(layers)], 1):
-            qkv = F.linear(self._norm(x, layer.attention_norm).to(self._dtype), *layer.qkv)
+            qkv = layer.qkv(self._norm(x, layer.attention_norm).to(self._dtype))
             qkv = qkv.view(len(x), 3, shape.heads, self._head_dim)
             if self._rotary:
                 # Rotary positions (Su et al. 2021, arXiv:2104.09864): each pair of a query's or key's
@@ -139,9 +156,8 @@ class Esm:
                     pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()).mul_(rotation)))
             if observe:
                 observe(number, qkv)
-            x = x + F.linear(self._attend(qkv, cu_seqlens, lengths.tolist()).flatten(1), *layer.out)
-            hidden = F.gelu(F.linear(self._norm(x, layer.ffn_norm).to(self._dtype), *layer.fc1))
-            x = x + F.linear(hidden, *layer.fc2)
+            x = x + layer.out(self._attend(qkv, cu_seqlens, lengths.tolist()).flatten(1))
+            x = x + layer.fc2(layer.fc1_gelu(self._norm(x, layer.ffn_norm).to(self._dtype)))
             if number in layers:
                 yield number, x if number < shape.layers else self._norm(x, self._norm_after)
 
@@ -156,12 +172,12 @@ class Esm:
         return F.linear(x, self._take("lm_head.weight"), self._take("lm_head.bias"))
 
     @property
-    def contact_regression(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def contact_regression(self) -> _Pair:
         """Weights [layers, heads] and bias [1] of the contact head. Raises DataError if the weights have none."""
         weight, bias = self._pair("contact_head.regression")
         return weight.view(self.architecture.layers, self.architecture.heads), bias
 
-    def _norm(self, x: torch.Tensor, parameters: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+    def _norm(self, x: torch.Tensor, parameters: _Pair) -> torch.Tensor:
         return F.layer_norm(x, (self.architecture.embed_dim,), *parameters, eps=_EPS)
 
     def _take(self, name: str) -> torch.Tensor:
@@ -170,10 +186,10 @@ class Esm:
             raise DataError(f"weights hold no tensor {name}; use weights that have it, or ask for what needs it not")
         return tensor.to(device=self.device, dtype=torch.float32)
 
-    def _linear(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _linear(self, name: str) -> _Pair:
         return self._take(f"{name}.weight").to(self._dtype), self._take(f"{name}.bias").to(self._dtype)
 
-    def _pair(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def _pair(self, name: str) -> _Pair:
         return self._take(f"{name}.weight"), self._take(f"{name}.bias")
 
     def _rotary_frequencies(self) -> torch.Tensor:
@@ -190,14 +206,14 @@ class Esm:
             q, k = self._interleave(q), self._interleave(k)
         return _Layer(
             attention_norm=self._pair(f"{name}.self_attn_layer_norm"),
-            qkv=(torch.cat([q[0], k[0], v[0]]), torch.cat([q[1], k[1], v[1]])),
-            out=self._linear(f"{name}.self_attn.out_proj"),
+            qkv=_dense((torch.cat([q[0], k[0], v[0]]), torch.cat([q[1], k[1], v[1]]))),
+            out=_dense(self._linear(f"{name}.self_attn.out_proj")),
             ffn_norm=self._pair(f"{name}.final_layer_norm"),
-            fc1=self._linear(f"{name}.fc1"),
-            fc2=self._linear(f"{name}.fc2"),
+            fc1_gelu=_dense(self._linear(f"{name}.fc1"), gelu=True),
+            fc2=_dense(self._linear(f"{name}.fc2")),
         )
 
-    def _interleave(self, linear: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _interleave(self, linear: _Pair) -> _Pair:
         """Bring the two components of each rotary pair, which fair-esm keeps half a head apart, side by side.
 
         Queries and keys are permuted alike, so that their dot products stay what they were.

@@ -12,7 +12,7 @@ import torch
 from esmflow.model import Pack
 
 #: On a CPU a pack should stay in the cache.
-CPU_TOKENS = 2048
+CPU_TOKENS = 1024
 
 
 def plan_packs(tokens: np.ndarray, budget: int) -> list[np.ndarray]:
