@@ -144,7 +144,7 @@ def print_end_to_end(contenders: dict[str, Any]) -> None:
     own = contenders["esmflow"]
     rules = ", ".join(f"{rule} {seconds:.1f}" for rule, seconds in own["rule_seconds"].items())
     print(f"  esmflow's rules, seconds: {rules}")
-    print(f"  within embed.py: {own['worker_seconds']:.1f} s, of them {own['embed_seconds']:.1f} s with the model loaded")
+    print(f"  within embed.py: {own['worker_seconds']:.1f} s, with the model loaded {own['embed_seconds']:.1f} s")
     print(
         f"  peak memory of embed.py: {own['embed_peak_bytes'] / 1e6:,.0f} MB; fill of its packs {own['pack_fill']:.3f}"
     )
