@@ -46,32 +46,36 @@ def main() -> None:
         parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
 
     BUILD.mkdir(parents=True, exist_ok=True)
-    record = json.loads(options.output.read_text()) if options.output.exists() else {}
-    record = {name: record[name] for name in PARTS if name in record and name not in options.only}
+    old = json.loads(options.output.read_text()) if options.output.exists() else {}
+    machine = {"cpu": cpu_model(), "cores": cores(), "system": platform.platform()}
+    versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
+    date = {"date": datetime.now(UTC).isoformat(timespec="seconds")}
+    record = date | {"machine": machine, "versions": versions} | {name: old[name] for name in PARTS if name in old}
+
+    def keep(part: str, found: dict[str, Any]) -> None:
+        record[part] = date | found
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(json.dumps(record, indent=1) + "\n")
+
     with tempfile.TemporaryDirectory(dir=BUILD) as directory:
         work = Path(directory)
         inputs = work / "inputs"
         run([PYTHON, HERE / "inputs.py", inputs, "--proteins", str(options.proteins)], work / "inputs.log")
         lengths = [len(line) for line in (inputs / "proteins.fasta").read_text().split("\n")[1::2]]
         residues = sum(min(length, MAX_RESIDUES) for length in lengths)
-        about = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "proteins": len(lengths)}
-        about |= {"residues": residues, "longer_than_1022": sum(length > MAX_RESIDUES for length in lengths)}
+        about = {"proteins": len(lengths), "residues": residues}
+        about |= {"longer_than_1022": sum(length > MAX_RESIDUES for length in lengths)}
         print(f"{len(lengths)} proteins, {residues:,} residues; {cpu_model()}, {cores()} cores")
         if "end_to_end" in options.only:
             costs = end_to_end.measure(inputs, work, options.repeats, residues, len(lengths))
-            record["end_to_end"] = about | {"contenders": costs}
+            keep("end_to_end", about | {"contenders": costs})
             print_end_to_end(costs)
         if "forward" in options.only:
-            record["forward"] = about | measure_forward(inputs, work, options.repeats, residues)
+            keep("forward", about | measure_forward(inputs, work, options.repeats, residues))
             print_forward(record["forward"])
         if "scale" in options.only:
-            record["scale"] = {"date": about["date"]} | scale.measure(inputs, work / "scale", options.records)
+            keep("scale", scale.measure(inputs, work / "scale", options.records))
             print_scale(record["scale"])
-    machine = {"cpu": cpu_model(), "cores": cores(), "system": platform.platform()}
-    versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
-    record = {"date": about["date"], "machine": machine, "versions": versions} | record
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\nrecord: {options.output}")
 
 

@@ -41,7 +41,7 @@ def measure(inputs: Path, work: Path, records: int) -> dict[str, Any]:
     plan += ["--target-minutes", "5", "--max-jobs", "8", "--gpus-per-job", "0"]
     costs = {"ingest": run(ingest, work / "ingest.log"), "plan": run(plan, work / "plan.log")}
     jobs = json.loads((work / "plan" / "plan.json").read_text())["jobs"].values()
-    planned = sum(job["sequences"] for job in jobs)
+    planned = sum(shard["sequences"] for job in jobs for shard in job["shards"])
     assert planned == records, f"{planned} of {records} were planned"
     return {
         "records": records,
