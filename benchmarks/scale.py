@@ -40,13 +40,13 @@ def measure(inputs: Path, work: Path, records: int) -> dict[str, Any]:
     plan += ["--store", work / "store", "--receipts", work / "receipts", "--output", work / "plan"]
     plan += ["--target-minutes", "5", "--max-jobs", "8", "--gpus-per-job", "0"]
     costs = {"ingest": run(ingest, work / "ingest.log"), "plan": run(plan, work / "plan.log")}
-    jobs = json.loads((work / "plan" / "plan.json").read_text())["jobs"].values()
-    planned = sum(shard["sequences"] for job in jobs for shard in job["shards"])
+    shards = [shard for job in (work / "plan" / "jobs").iterdir() for shard in json.loads(job.read_text())["shards"]]
+    planned = sum(shard["sequences"] for shard in shards)
     assert planned == records, f"{planned} of {records} were planned"
     return {
         "records": records,
         "fasta_bytes": fasta.stat().st_size,
-        "shards": sum(job["shards"] for job in jobs),
+        "shards": len(shards),
         "seconds": {name: round(cost.seconds, 2) for name, cost in costs.items()},
         "cpu_seconds": {name: round(cost.cpu_seconds, 2) for name, cost in costs.items()},
         "peak_bytes": {name: cost.peak_bytes for name, cost in costs.items()},
