@@ -4,6 +4,7 @@ import argparse
 import errno
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from esmflow.errors import EsmflowError, IncompleteError, WriteError
 
+_INTERRUPTED = "interrupted; what was committed is kept, run the same command again to go on"
 _CANNOT_WRITE = {
     errno.ENOSPC: "the disk is full; free some space and run again",
     errno.EDQUOT: "the disk quota is used up; free some space and run again",
@@ -33,6 +35,8 @@ def run(command: Callable[[argparse.Namespace], None], arguments: argparse.Argum
     """Parse the arguments, run the command and exit with the contract's code."""
     options = arguments.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) is _interrupted_early:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # A log that cannot be written must not hide the one line that says so.
     logging.raiseExceptions = False
     _log_to(logging.StreamHandler(sys.stderr))
@@ -44,7 +48,7 @@ def run(command: Callable[[argparse.Namespace], None], arguments: argparse.Argum
     except EsmflowError as error:
         _end(error)
     except KeyboardInterrupt:
-        _end(IncompleteError("interrupted; what was committed is kept, run the same command again to go on"))
+        _end(IncompleteError(_INTERRUPTED))
     except OSError as error:
         if advice := _CANNOT_WRITE.get(error.errno or 0):
             _end(WriteError(f"{error.filename or 'output'}: cannot be written: {advice}"))
@@ -68,3 +72,13 @@ def _log_to(handler: logging.Handler) -> None:
 def _end(error: EsmflowError) -> None:
     logging.error("error: %s", error)
     sys.exit(error.exit_code)
+
+
+def _interrupted_early(*_: object) -> None:
+    os.write(2, f"error: {_INTERRUPTED}\n".encode())
+    os._exit(IncompleteError.exit_code)
+
+
+# A command imports for seconds before it runs. An interrupt then ends it without a traceback, unless it is ignored.
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, _interrupted_early)

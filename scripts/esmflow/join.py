@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -74,15 +75,31 @@ def require_complete(connection: duckdb.DuckDBPyConnection, catalog: Path, outpu
         )
 
 
-def stream(file: StoreFile, output: Output, rows: int) -> Iterator[tuple[int, pa.Array]]:
-    """Yield (number of the first row, column) of an output, so many rows at a time. Raises DataError if damaged."""
-    begin = 0
+def gather(
+    connection: duckdb.DuckDBPyConnection, held: Sequence[StoreFile], output: Output, rows: int
+) -> Iterator[tuple[pa.Array, np.ndarray, np.ndarray]]:
+    """Yield what table `wanted` (place, target) asks for, in the order of place, so many rows of a file at a time.
+
+    Yields (values of an output, int64 rows in them, int64 targets). Raises DataError if a file is damaged.
+    """
+    for number, file in enumerate(held):
+        found = connection.execute(
+            "SELECT place - $1 AS row, target FROM wanted WHERE place BETWEEN $1 AND $1 + 4294967295 ORDER BY place",
+            [number << 32],
+        ).fetchnumpy()
+        begin = 0
+        for column in _stream(file, output, rows):
+            first, last = np.searchsorted(found["row"], [begin, begin + len(column)])
+            yield column, found["row"][first:last] - begin, found["target"][first:last]
+            begin += len(column)
+
+
+def _stream(file: StoreFile, output: Output, rows: int) -> Iterator[pa.Array]:
+    """Yield the column of an output, so many rows at a time. Raises DataError if damaged."""
     try:
-        for batch in pq.ParquetFile(file.path, page_checksum_verification=True).iter_batches(
-            rows, columns=[str(output)]
-        ):
-            yield begin, batch.column(0)
-            begin += len(batch)
+        source = pq.ParquetFile(file.path, page_checksum_verification=True)
+        for batch in source.iter_batches(rows, columns=[str(output)]):
+            yield batch.column(0)
     except pa.ArrowInvalid as error:
         raise damaged(file.path, error) from error
 

