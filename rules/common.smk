@@ -35,6 +35,7 @@ RECEIPT = f"{RESULTS}/receipts/{{job}}.json"
 TABLE = f"{RESULTS}/features/{{sample}}/{{model}}/{{output}}.parquet"
 RESIDUES = f"{RESULTS}/residues/{{sample}}/{{model}}/{{output}}.h5"
 STATUS = f"{RESULTS}/status/{{sample}}.tsv"
+EMBED_THREADS = 8
 
 
 wildcard_constraints:

@@ -9,7 +9,7 @@ rule embed:
         f"{RESULTS}/benchmarks/embed/{{job}}.tsv"
     conda:
         "../envs/gpu.yaml" if config["workers"]["gpus_per_job"] else "../envs/cpu.yaml"
-    threads: 8
+    threads: EMBED_THREADS
     resources:
         gpu=config["workers"]["gpus_per_job"],
         attention=job_attention,

@@ -15,6 +15,8 @@ checkpoint plan:
         target_minutes=str(config["sharding"]["target_minutes"]),
         max_jobs=str(config["workers"]["max_jobs"]),
         gpus_per_job=str(config["workers"]["gpus_per_job"]),
+        embed_threads=str(EMBED_THREADS),
+        tokens_per_pack=str(config["workers"]["tokens_per_pack"]),
     params:
         models=json.dumps({model: numeric_config(model) for model in MODELS}),
         numerics=NUMERICS_VERSION,
@@ -28,4 +30,5 @@ checkpoint plan:
         " --sequences {params.sequences:q} --descriptors {params.descriptors:q} --store {params.store:q}"
         " --receipts {params.receipts:q} --output {output.directory:q}"
         " --target-minutes {resources.target_minutes} --max-jobs {resources.max_jobs}"
-        " --gpus-per-job {resources.gpus_per_job}"
+        " --gpus-per-job {resources.gpus_per_job} --threads {resources.embed_threads}"
+        " --tokens-per-pack {resources.tokens_per_pack}"

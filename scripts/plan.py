@@ -23,7 +23,13 @@ def main(options: Namespace) -> None:
         Store(options.store),
         options.receipts,
         options.output,
-        Sizes(options.target_minutes, options.max_jobs, options.gpus_per_job),
+        Sizes(
+            options.target_minutes,
+            options.max_jobs,
+            options.gpus_per_job,
+            options.threads,
+            None if options.tokens_per_pack == "auto" else int(options.tokens_per_pack),
+        ),
     )
 
 
@@ -39,4 +45,6 @@ if __name__ == "__main__":
     arguments.add_argument("--target-minutes", type=float, required=True, help="about how long a shard takes")
     arguments.add_argument("--max-jobs", type=int, required=True)
     arguments.add_argument("--gpus-per-job", type=int, required=True)
+    arguments.add_argument("--threads", type=int, default=1, help="CPU threads of a job")
+    arguments.add_argument("--tokens-per-pack", default="auto", help="a number, or auto")
     command.run(main, arguments)

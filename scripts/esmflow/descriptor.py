@@ -30,6 +30,11 @@ class Architecture:
     contact_head: bool
     """Whether contacts can be had."""
 
+    @property
+    def matrix_numbers(self) -> int:
+        """Numbers in the matrices of all layers: nearly all that there are in the trunk."""
+        return self.layers * (4 * self.embed_dim**2 + 2 * self.embed_dim * self.ffn_dim)
+
     def flops(self, tokens: np.ndarray, layers: int) -> np.ndarray:
         """Floating-point operations of the first `layers` layers (at least one), linear and attention.
 

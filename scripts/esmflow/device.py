@@ -48,9 +48,8 @@ def free_memory(device: torch.device) -> int:
 
 def weights_bytes(shape: Architecture, precision: str) -> int:
     """Bytes of the trunk's weights on a device."""
-    linear = shape.layers * (4 * shape.embed_dim**2 + 2 * shape.embed_dim * shape.ffn_dim)
     positions = (shape.max_residues or 0) * shape.embed_dim
-    return linear * DTYPES[precision].itemsize + 4 * (LETTERS * shape.embed_dim + positions)
+    return shape.matrix_numbers * DTYPES[precision].itemsize + 4 * (LETTERS * shape.embed_dim + positions)
 
 
 def require_memory(shape: Architecture, precision: str, device: torch.device, free: int) -> None:

@@ -25,6 +25,8 @@ class Shard:
     residues: int
     cost: float
     """FLOPs."""
+    value_bytes: int
+    """Bytes of what is computed, in float32."""
 
 
 @dataclass(frozen=True)

@@ -6,24 +6,23 @@ import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from esmflow import database, files
+from esmflow import database, estimate, files
 from esmflow.descriptor import Descriptor
 from esmflow.jobs import SHARD, Job, Shard
 from esmflow.spec import WHOLE, ModelSpec, Output
 from esmflow.store import Space, Store, damaged
 from esmflow.treatment import cost, kept, value_bytes
 
-#: Assumed FLOPs per second of a worker job, from which the size of a shard follows.
-RATE_GPU, RATE_CPU = 5e13, 1e11
 #: A shard's vectors are held in memory until it is committed.
 MAX_SHARD_BYTES = 256 << 20
 _BATCH = 20_000
@@ -33,16 +32,21 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Sizes:
-    """How work is divided; changes no result."""
+    """How work is divided and done; changes no result."""
 
     target_minutes: float
     max_jobs: int
     gpus_per_job: int
+    threads: int
+    """CPU threads of a job."""
+    tokens_per_pack: int | None
+    """None if the worker is to choose."""
 
     @property
     def shard_cost(self) -> float:
-        """FLOPs of a shard."""
-        return self.target_minutes * 60 * (RATE_GPU if self.gpus_per_job else RATE_CPU)
+        """FLOPs of a shard. What receipts tell is left out, so that the same work is always cut alike."""
+        kind = ("cuda", "16 bit") if self.gpus_per_job else ("cpu", "fp32")
+        return self.target_minutes * 60 * estimate.ASSUMED_RATES[kind]
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,10 @@ def plan(
 ) -> None:
     """Write `directory`: `plan.json`, `jobs/{job}.json` and `shards/{shard}.parquet`.
 
-    descriptors: a path per model; sequences: a path per sample. `plan.json` lists the jobs and, for each feature
-    table, the jobs whose receipts it needs: those of this plan, and those of earlier ones (from `receipts`), so that
-    a table that gains nothing keeps its inputs. Names are derived from content.
+    descriptors: a path per model; sequences: a path per sample. `plan.json` lists the jobs, with the minutes and the
+    memory of the host (`memory_mb`, of 2^20 bytes) that each is expected to take. For each feature table it lists the
+    jobs whose receipts it needs: those of this plan, and those of earlier ones (from `receipts`), so that a table that
+    gains nothing keeps its inputs. Names are derived from content.
     Raises ConfigError for a layer or length that a model does not have.
     """
     models = {spec.name: Descriptor.load(descriptors[spec.name]) for spec in specs}
@@ -80,7 +85,7 @@ def plan(
         shards: dict[str, list[Shard]] = {}
         served: defaultdict[str, set[str]] = defaultdict(set)
         with database.connect(work / "plan") as connection:
-            _load(connection, sequences)
+            longest = _load(connection, sequences)
             for spec in specs:
                 connection.execute("CREATE OR REPLACE TABLE cut (key BLOB, shard VARCHAR)")
                 batches = _missing(connection, spec, models[spec.name], outputs[spec.name], store)
@@ -92,18 +97,23 @@ def plan(
                 for shard_name, table in _served(connection, list(sequences), spec.name, shards[spec.name]):
                     served[shard_name].add(table)
 
+        earlier = _receipts(receipts)
         jobs = []
+        summaries: dict[str, dict[str, object]] = {}
         for spec, count in zip(specs, _share([shards[spec.name] for spec in specs], sizes), strict=True):
             for dealt in deal(shards[spec.name], count):
                 content = " ".join([spec.name, *sorted(shard.name for shard in dealt)])
                 name = hashlib.sha256(content.encode()).hexdigest()[:12]
                 serves = sorted(set().union(*(served[shard.name] for shard in dealt)))
                 located = [_at(shard, directory) for shard in dealt]
-                jobs.append(Job(name, spec.name, str(descriptors[spec.name]), spec.precision, serves, located))
-        for job in jobs:
-            job.save(work / "jobs" / f"{job.name}.json")
+                job = Job(name, spec.name, str(descriptors[spec.name]), spec.precision, serves, located)
+                job.save(work / "jobs" / f"{name}.json")
+                jobs.append(job)
+                summaries[name] = _summary(job, spec, models[spec.name], longest, earlier.values(), sizes)
+        for name in summaries.keys() & earlier.keys():
             # Planned again, its earlier receipt speaks of what the store has lost since.
-            (receipts / f"{job.name}.json").unlink(missing_ok=True)
+            (receipts / f"{name}.json").unlink()
+            del earlier[name]
 
         needs: dict[str, set[str]] = {
             _table(sample, spec.name, output): set()
@@ -111,13 +121,13 @@ def plan(
             for output in outputs[spec.name]
             for sample in sequences
         }
-        for name, tables in [*((job.name, job.serves) for job in jobs), *_receipts(receipts)]:
+        for name, tables in [
+            *((job.name, job.serves) for job in jobs),
+            *((name, receipt["serves"]) for name, receipt in earlier.items()),
+        ]:
             for table in needs.keys() & set(tables):
                 needs[table].add(name)
-        summary = {
-            "jobs": {job.name: {"model": job.model, "cost": job.cost, "shards": len(job.shards)} for job in jobs},
-            "tables": {table: sorted(names) for table, names in needs.items()},
-        }
+        summary = {"jobs": summaries, "tables": {table: sorted(names) for table, names in needs.items()}}
         files.write_text(work / "plan.json", json.dumps(summary, indent=1) + "\n")
     log.info("%d shards in %d jobs", sum(map(len, shards.values())), len(jobs))
 
@@ -157,14 +167,46 @@ def _table(sample: str, model: str, output: Output) -> str:
     return f"{sample}/{model}/{output.file_stem}"
 
 
-def _receipts(directory: Path) -> Iterator[tuple[str, list[str]]]:
-    """(job, tables it serves) of each receipt on disk."""
-    for path in sorted(directory.glob("[!.]*.json")):
-        yield path.stem, json.loads(path.read_text(encoding="utf-8"))["serves"]
+def _summary(
+    job: Job,
+    spec: ModelSpec,
+    descriptor: Descriptor,
+    longest: int,
+    receipts: Collection[Mapping[str, Any]],
+    sizes: Sizes,
+) -> dict[str, object]:
+    """What `plan.json` tells of a job. longest: residues of the longest sequence of all samples."""
+    rate = estimate.rate(receipts, spec.name, spec.precision, sizes.gpus_per_job)
+    memory = estimate.memory_mb(
+        descriptor,
+        {output for shard in job.shards for output in shard.outputs},
+        device=rate.device,
+        threads=sizes.threads,
+        longest=longest if spec.long_treatment == WHOLE else min(longest, spec.max_length),
+        tokens_per_pack=sizes.tokens_per_pack,
+        shard_bytes=max(shard.value_bytes for shard in job.shards),
+    )
+    return {
+        "model": job.model,
+        "shards": len(job.shards),
+        "sequences": sum(shard.sequences for shard in job.shards),
+        "cost": job.cost,
+        "minutes": round(estimate.minutes(descriptor, job.cost, rate), 2),
+        "memory_mb": memory,
+    }
 
 
-def _load(connection: duckdb.DuckDBPyConnection, sequences: Mapping[str, Path]) -> None:
-    """Tables `entry` (sample, key) and `wanted` (unique key, length)."""
+def _receipts(directory: Path) -> dict[str, dict[str, Any]]:
+    """Model, figures and tables served of each receipt on disk."""
+    return {
+        path.stem: {name: content[name] for name in ("model", "figures", "serves")}
+        for path in sorted(directory.glob("[!.]*.json"))
+        for content in [json.loads(path.read_text(encoding="utf-8"))]
+    }
+
+
+def _load(connection: duckdb.DuckDBPyConnection, sequences: Mapping[str, Path]) -> int:
+    """Make tables `entry` (sample, key) and `wanted` (unique key, length); return the greatest length."""
     paths = [str(path) for path in sequences.values()]
     connection.execute(
         "CREATE TABLE entry AS SELECT list_position($1, filename) - 1 AS sample, key, any_value(length) AS length "
@@ -173,6 +215,8 @@ def _load(connection: duckdb.DuckDBPyConnection, sequences: Mapping[str, Path]) 
     )
     connection.execute("CREATE VIEW source AS SELECT key, residues FROM read_parquet(" + _literal(paths) + ")")
     connection.execute("CREATE TABLE wanted AS SELECT key, any_value(length) AS length FROM entry GROUP BY key")
+    [(longest,)] = connection.execute("SELECT coalesce(max(length), 0) FROM wanted").fetchall()
+    return int(longest)
 
 
 def _literal(paths: Iterable[str]) -> str:
@@ -282,8 +326,9 @@ def _cut(
                 writer, piece = _ShardWriter(directory, spec, descriptor, batch), number
             assert writer is not None
             own = slice(first, last)
-            residues_kept = int(kept(lengths[own], batch.treatment).sum())
-            writer.add(table.slice(first, last - first), residues_kept, float(costs[own].sum()))
+            residues = kept(lengths[own], batch.treatment)
+            size = sum(int(value_bytes(shape, residues, output).sum()) for output in batch.outputs)
+            writer.add(table.slice(first, last - first), int(residues.sum()), float(costs[own].sum()), size)
     if writer:
         shards.append(writer.finish(inserting))
     return shards
@@ -299,15 +344,16 @@ class _ShardWriter:
         space = Space(descriptor.sha256, batch.treatment, spec.precision)
         self._digest = hashlib.sha256(f"{space.directory} {' '.join(map(str, batch.outputs))}\n".encode())
         self._keys: list[pa.ChunkedArray] = []
-        self._residues, self._cost = 0, 0.0
+        self._residues, self._cost, self._value_bytes = 0, 0.0, 0
 
-    def add(self, table: pa.Table, residues: int, cost: float) -> None:
+    def add(self, table: pa.Table, residues: int, cost: float, value_bytes: int) -> None:
         self._writer.write_table(table)
         for key in table["key"].to_pylist():
             self._digest.update(key)
         self._keys.append(table["key"])
         self._residues += residues
         self._cost += cost
+        self._value_bytes += value_bytes
 
     def finish(self, connection: duckdb.DuckDBPyConnection) -> Shard:
         self._writer.close()
@@ -318,7 +364,16 @@ class _ShardWriter:
         connection.register("written", pa.table({"key": keys, "shard": pa.repeat(name, len(keys))}))
         connection.execute("INSERT INTO cut SELECT key, shard FROM written")
         connection.unregister("written")
-        return Shard(name, file, self._batch.treatment, self._batch.outputs, len(keys), self._residues, self._cost)
+        return Shard(
+            name,
+            file,
+            self._batch.treatment,
+            self._batch.outputs,
+            len(keys),
+            self._residues,
+            self._cost,
+            self._value_bytes,
+        )
 
 
 def _served(

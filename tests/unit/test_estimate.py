@@ -1,0 +1,91 @@
+"""Estimates of worker jobs: from receipts where there are some, and never less memory than a real worker takes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reference
+from esmflow import weights
+from esmflow.catalog import ingest
+from esmflow.estimate import ASSUMED_RATES, rate
+from esmflow.plan import Sizes, plan
+from esmflow.spec import ModelSpec
+from esmflow.store import Store
+from workflow import script
+
+SIZES = Sizes(target_minutes=5, max_jobs=2, gpus_per_job=0, threads=2, tokens_per_pack=None)
+PROTEINS = [("ACDEFGHIKLMNPQRSTVWY" * 20)[start : start + 300] for start in range(20)]
+
+
+def receipt(model: str, flops_per_second: float, seconds: float, device: str = "cpu", precision: str = "fp32") -> Any:
+    figures = {"flops_per_second": flops_per_second, "embed_seconds": seconds}
+    return {"model": model, "figures": figures | {"device": device, "precision": precision}, "serves": []}
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda")])
+def test_without_receipts_the_rate_is_the_tables(gpus: int, device: str) -> None:
+    found = rate([], "m", "fp32", gpus)
+    assert found == (device, ASSUMED_RATES[device, "fp32"], False)
+
+
+def test_two_gpus_are_taken_to_be_twice_as_fast_as_one() -> None:
+    assert rate([], "m", "auto", 2).flops_per_second == 2 * rate([], "m", "auto", 1).flops_per_second
+
+
+def test_the_measured_rate_is_all_work_over_all_seconds_of_the_models_own_receipts() -> None:
+    receipts = [receipt("m", 4e10, 100), receipt("m", 1e10, 300), receipt("other", 9e12, 1000)]
+    assert rate(receipts, "m", "auto", 0) == ("cpu", (4e10 * 100 + 1e10 * 300) / 400, True)
+
+
+def test_a_new_model_is_taken_to_be_as_fast_as_the_others_at_its_precision() -> None:
+    receipts = [receipt("other", 4e13, 10, "cuda:0", "fp16"), receipt("other", 1e13, 10, "cuda:0", "fp32")]
+    assert rate(receipts, "new", "auto", 1) == ("cuda", 4e13, True)
+    assert rate(receipts, "new", "fp32", 1) == ("cuda", 1e13, True)
+    assert not rate(receipts, "new", "bf16", 1).measured
+
+
+def test_receipts_without_figures_of_a_model_tell_nothing() -> None:
+    assert not rate([{"model": "m", "figures": {"seconds": 1.0}, "serves": []}], "m", "auto", 0).measured
+
+
+def test_where_all_jobs_found_no_gpu_the_next_will_find_none() -> None:
+    assert rate([receipt("m", 5e10, 60)], "m", "auto", 1) == ("cpu", 5e10, True)
+    assert rate([receipt("m", 5e10, 60), receipt("m", 5e13, 60, "cuda", "fp16")], "m", "auto", 1) == (
+        "cuda",
+        5e13,
+        True,
+    )
+
+
+def planned(directory: Path, representations: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """The jobs of plan.json for one sample and a tiny model."""
+    (directory / "a.fasta").write_text("".join(f">p{n}\n{residues}\n" for n, residues in enumerate(PROTEINS)))
+    sequences = directory / "a.parquet"
+    ingest("a", [directory / "a.fasta"], directory / "catalog.parquet", sequences, fail_on_invalid=True)
+    reference.tiny_esm2(directory / "tiny.pt")
+    weights.describe("m", directory / "tiny.pt").save(directory / "m.json")
+    spec = ModelSpec("m", (-1,), representations, "truncate", 1022, 0, "auto")
+    models = {"m": directory / "m.json"}
+    store, receipts = Store(directory / "store"), directory / "receipts"
+    plan([spec], models, {"a": sequences}, store, receipts, directory / "plan", SIZES)
+    return dict(json.loads((directory / "plan" / "plan.json").read_text())["jobs"])
+
+
+def test_the_plan_takes_the_time_of_a_job_from_the_rate_of_earlier_ones(tmp_path: Path) -> None:
+    [first] = planned(tmp_path, ("mean",)).values()
+    (tmp_path / "receipts").mkdir()
+    content = receipt("m", first["cost"] / 3600, 7.0)
+    (tmp_path / "receipts" / "earlier.json").write_text(json.dumps(content))
+    [second] = planned(tmp_path, ("mean",)).values()
+    assert 60 < second["minutes"] < 61
+    assert first["minutes"] < 1
+
+
+@pytest.mark.parametrize("representations", [("mean",), ("per_tok",), ("contacts",)])
+def test_a_worker_takes_no_more_memory_than_the_plan_says(tmp_path: Path, representations: tuple[str, ...]) -> None:
+    [(name, job)] = planned(tmp_path, representations).items()
+    arguments = ["--job", f"plan/jobs/{name}.json", "--store", "store", "--receipt", "receipts/r.json"]
+    assert script("embed", *arguments, "--threads", "2", cwd=tmp_path).returncode == 0
+    peak = json.loads((tmp_path / "receipts/r.json").read_text())["figures"]["peak_memory_bytes"]
+    assert job["memory_mb"] / 4 < peak / 2**20 <= job["memory_mb"]
