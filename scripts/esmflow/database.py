@@ -10,8 +10,8 @@ import duckdb
 from esmflow import files
 
 MEMORY_LIMIT = "512MB"
-#: What DuckDB raises for a Parquet file that is damaged.
-UNREADABLE = (duckdb.IOException, duckdb.InvalidInputException)
+#: What DuckDB raises for a Parquet file that is damaged: its base class, besides those for input.
+UNREADABLE = duckdb.Error
 
 
 @contextmanager

@@ -6,13 +6,12 @@ from pathlib import Path
 import duckdb
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from esmflow import database
 from esmflow.descriptor import Descriptor
 from esmflow.errors import IncompleteError
 from esmflow.spec import WHOLE, ModelSpec, Output
-from esmflow.store import Space, Store, StoreFile, damaged
+from esmflow.store import Space, Store, StoreFile, damaged, open_file, reading
 
 
 def locate(
@@ -36,7 +35,10 @@ def locate(
             try:
                 connection.execute(
                     """
-                    INSERT INTO place SELECT key, $1, min(place), arg_min(reason, place) FROM (
+                    INSERT INTO place
+                    SELECT key, $1, coalesce(min(place) FILTER (reason IS NULL), min(place)),
+                           CASE WHEN count(*) = count(reason) THEN arg_min(reason, place) END
+                    FROM (
                         SELECT key, reason,
                                (list_position($2, filename) - 1 + $3)::BIGINT << 32 | file_row_number AS place
                         FROM read_parquet($2, filename = true, file_row_number = true)
@@ -80,13 +82,15 @@ def gather(
 ) -> Iterator[tuple[pa.Array, np.ndarray, np.ndarray]]:
     """Yield what table `wanted` (place, target) asks for, in the order of place, so many rows of a file at a time.
 
-    Yields (values of an output, int64 rows in them, int64 targets). Raises DataError if a file is damaged.
+    Yields (values of an output, int64 rows in them, int64 targets). Raises IncompleteError if a file is damaged.
     """
     for number, file in enumerate(held):
         found = connection.execute(
             "SELECT place - $1 AS row, target FROM wanted WHERE place BETWEEN $1 AND $1 + 4294967295 ORDER BY place",
             [number << 32],
         ).fetchnumpy()
+        if not len(found["row"]):
+            continue
         begin = 0
         for column in _stream(file, output, rows):
             first, last = np.searchsorted(found["row"], [begin, begin + len(column)])
@@ -95,13 +99,14 @@ def gather(
 
 
 def _stream(file: StoreFile, output: Output, rows: int) -> Iterator[pa.Array]:
-    """Yield the column of an output, so many rows at a time. Raises DataError if damaged."""
-    try:
-        source = pq.ParquetFile(file.path, page_checksum_verification=True)
+    """Yield the column of an output, so many rows at a time. Raises IncompleteError if it is damaged."""
+    with reading(file.path), open_file(file.path) as source:
+        missing = source.metadata.num_rows
         for batch in source.iter_batches(rows, columns=[str(output)]):
             yield batch.column(0)
-    except pa.ArrowInvalid as error:
-        raise damaged(file.path, error) from error
+            missing -= len(batch)
+        if missing:
+            raise pa.ArrowInvalid(f"{missing} rows are missing")
 
 
 def provenance(spec: ModelSpec, descriptor: Descriptor, output: Output, held: Sequence[StoreFile]) -> dict[str, str]:

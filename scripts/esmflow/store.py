@@ -4,20 +4,30 @@ One Parquet file per committed shard, in a directory per (weights, treatment, pr
 numerics). A file's columns are `key` (SHA-256 of the residues), `reason` (why a sequence has no vectors, else
 null) and a list of float32 per output, named as in `layer6.mean`: of fixed size for vectors; for `per_tok`, `logits`
 and `contacts` an array whose last dimension varies fastest.
+
+Every byte that is read is checked: a page carries a checksum by the Parquet format, and the footer one of ours, which
+lies between the last page and the footer, where no reader looks.
 """
 
-from collections.abc import Mapping, Sequence
+import logging
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esmflow import __version__, files
-from esmflow.errors import DataError
+from esmflow.errors import DataError, IncompleteError
 from esmflow.spec import LETTERS_VERSION, NUMERICS_VERSION, Output
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,14 +64,29 @@ class Store:
         """Where a shard of that name is committed."""
         return self.root / space.directory / f"{shard}.parquet"
 
+    def has(self, space: Space, shard: str) -> bool:
+        """Whether a shard is committed and whole. A damaged one is set aside."""
+        path = self.path(space, shard)
+        try:
+            if path.exists():
+                with reading(path), open_file(path) as file:
+                    for _ in file.iter_batches():
+                        pass
+                return True
+        except IncompleteError:
+            pass
+        return False
+
     def files(self, space: Space) -> list[StoreFile]:
-        """All committed shards of a space, by name. Raises DataError if one is damaged."""
+        """All committed shards of a space, by name. One whose footer, keys or reasons are damaged is set aside."""
         result = []
         for path in sorted((self.root / space.directory).glob("[!.]*.parquet")):
             try:
-                schema = pq.read_schema(path)
-            except (pa.ArrowInvalid, OSError) as error:
-                raise damaged(path, error) from error
+                with reading(path), open_file(path) as file:
+                    file.read(["key", "reason"])
+                    schema = file.schema_arrow
+            except IncompleteError:
+                continue
             outputs = frozenset(Output.parse(name) for name in schema.names if name.startswith("layer"))
             result.append(StoreFile(path, outputs, metadata_of(schema)))
         return result
@@ -94,6 +119,7 @@ def commit(
     schema = pa.schema(fields, metadata_for(metadata))
     with files.atomic(path) as temporary:
         pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, **VECTOR_FILE)
+        _seal(temporary)
 
 
 def _column(output: Output, arrays: Sequence[np.ndarray]) -> pa.Array:
@@ -127,7 +153,65 @@ def metadata_of(schema: pa.Schema) -> dict[str, str]:
     }
 
 
+def open_file(path: Path) -> pq.ParquetFile:
+    """Open a store file to be read with its checksums. Raises pyarrow.ArrowInvalid if its footer is damaged."""
+    with path.open("rb") as file:
+        checksum, footer = _footer(file)
+    if checksum != _checksum(footer):
+        raise pa.ArrowInvalid("the footer has another checksum")
+    return pq.ParquetFile(path, page_checksum_verification=True)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Set a store file aside if what is read of it within is damaged, so that what it held counts as missing.
+
+    Raises IncompleteError then; DataError if it cannot be set aside.
+    """
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        # Of OSError, only pyarrow's own for a damaged page has no number.
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        aside = path.with_name(f".{path.name}.damaged")
+        try:
+            path.replace(aside)
+        except FileNotFoundError:
+            pass
+        except OSError:
+            raise damaged(path, error) from error
+        log.warning("%s: store file is damaged (%s); it is now called %s", path, _first_line(error), aside.name)
+        raise IncompleteError(f"{path}: store file is damaged and set aside; run again with --forcerun plan") from error
+
+
 def damaged(path: Path, error: Exception) -> DataError:
-    """The error for a store file that cannot be read."""
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    return DataError(f"{path}: store file is damaged ({reason}); delete it and run again with --forcerun plan")
+    """The error for what cannot be read of the store, and not be set aside."""
+    return DataError(
+        f"{path}: store is damaged ({_first_line(error)}); delete what is damaged and run again with --forcerun plan"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def _seal(path: Path) -> None:
+    """Put the checksum of a Parquet file's footer before the footer."""
+    with path.open("r+b") as file:
+        _, footer = _footer(file)
+        file.seek(-len(footer), os.SEEK_END)
+        file.write(_checksum(footer) + footer)
+
+
+def _footer(file: IO[bytes]) -> tuple[bytes, bytes]:
+    """The four bytes before a Parquet file's footer, and the footer with what follows it."""
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 8, 0))
+    length = int.from_bytes(file.read(4), "little") + 8
+    file.seek(max(size - length - 4, 0))
+    return file.read(4), file.read()
+
+
+def _checksum(footer: bytes) -> bytes:
+    return zlib.crc32(footer).to_bytes(4, "little")

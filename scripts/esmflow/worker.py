@@ -41,7 +41,7 @@ class Worker:
         self._engine: Engine | None = None
         self._check: SelfCheck | None = None
         self._seconds = 0.0
-        self.pending = [shard for shard in job.shards if not self._path(shard).exists()]
+        self.pending = [shard for shard in job.shards if not store.has(self._space(shard), shard.name)]
 
     def load(self, *, device: str, threads: int, tokens_per_pack: int | None, attention: str) -> None:
         """Load the model. Raises DataError if the weights are not those planned with, DeviceError if it cannot run."""
@@ -136,9 +136,11 @@ class Worker:
             | {package: version(package) for package in ("torch", "numpy", "pyarrow")},
         }
 
+    def _space(self, shard: Shard) -> Space:
+        return Space(self._descriptor.sha256, shard.treatment, self._job.precision)
+
     def _path(self, shard: Shard) -> Path:
-        space = Space(self._descriptor.sha256, shard.treatment, self._job.precision)
-        return self._store.path(space, shard.name)
+        return self._store.path(self._space(shard), shard.name)
 
     def _model(self, device: torch.device, precision: str, attention: str) -> Esm:
         parts = [Path(file) for file in self._descriptor.files]
