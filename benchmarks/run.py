@@ -3,12 +3,14 @@
     make bench                                                            all, some 20 minutes on two cores
     .venv/bin/python benchmarks/run.py --proteins 20 --records 20000      a quick look
     .venv/bin/python benchmarks/run.py --only forward                     one part
+    .venv/bin/python benchmarks/run.py --only large_plan,large_table,many_samples
 
 The parts, on the same real proteins (inputs.py) and the same ESM-2 8M:
 - end_to_end: FASTA to vectors, the whole command, against an equivalent of fair-esm's extraction script (end_to_end.py)
 - forward: forward passes and pooling alone, against transformers and fair-esm's module; the engine's fill, its share
   of the machine's peak and of the time outside the forward pass (forward.py)
 - scale: ingest and plan of a million records (scale.py)
+- large_plan, large_table, many_samples: only if asked for; some 15 minutes and 20 GB of disk (scale.py)
 Contenders take turns and medians are compared; run it on a quiet machine (measure.py tells why). Nothing fails for
 being slow. With --only, the record's other parts stay as they are.
 """
@@ -30,6 +32,12 @@ import scale
 from measure import BUILD, HERE, PYTHON, run
 
 PARTS = ["end_to_end", "forward", "scale"]
+LARGE_PARTS = {
+    "large_plan": lambda inputs, work: scale.measure_plan(inputs, work, 10_000_000, 10_000),
+    "large_table": lambda inputs, work: scale.measure_table(inputs, work, 1_000_000, 50_000),
+    "many_samples": lambda inputs, work: scale.measure_samples(inputs, work, 200),
+}
+ALL_PARTS = [*PARTS, *LARGE_PARTS]
 PACKAGES = ["torch", "transformers", "fair-esm", "snakemake", "duckdb", "pyarrow", "numpy"]
 MAX_RESIDUES = 1022
 
@@ -42,15 +50,15 @@ def main() -> None:
     parser.add_argument("--only", type=lambda text: text.split(","), default=PARTS, help="parts, with commas")
     parser.add_argument("--output", type=Path, default=HERE / "results" / "cpu.json")
     options = parser.parse_args()
-    if unknown := set(options.only) - set(PARTS):
-        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
+    if unknown := set(options.only) - set(ALL_PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; there are {', '.join(ALL_PARTS)}")
 
     BUILD.mkdir(parents=True, exist_ok=True)
     old = json.loads(options.output.read_text()) if options.output.exists() else {}
     machine = {"cpu": cpu_model(), "cores": cores(), "system": platform.platform()}
     versions = {"python": platform.python_version()} | {package: version(package) for package in PACKAGES}
     date = {"date": datetime.now(UTC).isoformat(timespec="seconds")}
-    record = date | {"machine": machine, "versions": versions} | {name: old[name] for name in PARTS if name in old}
+    record = date | {"machine": machine, "versions": versions} | {name: old[name] for name in ALL_PARTS if name in old}
 
     def keep(part: str, found: dict[str, Any]) -> None:
         record[part] = date | found
@@ -76,6 +84,9 @@ def main() -> None:
         if "scale" in options.only:
             keep("scale", scale.measure(inputs, work / "scale", options.records))
             print_scale(record["scale"])
+        for name in [name for name in LARGE_PARTS if name in options.only]:
+            keep(name, LARGE_PARTS[name](inputs, work / name))
+            print_large(name, record[name])
     print(f"\nrecord: {options.output}")
 
 
@@ -170,6 +181,17 @@ def print_scale(part: dict[str, Any]) -> None:
         cpu, peak = part["cpu_seconds"][name], part["peak_bytes"][name]
         print(f"  {name:8} {seconds:8.1f} s ({cpu:.1f} CPU seconds), peak {peak / 1e6:,.0f} MB")
     print(f"  {'both':8} {part['total_seconds']:8.1f} s, peak {part['highest_peak_bytes'] / 1e6:,.0f} MB")
+
+
+def print_large(name: str, part: dict[str, Any]) -> None:
+    figures = ["records", "samples", "stored", "store_files", "shards"]
+    about = ", ".join(f"{part[figure]:,} {figure.replace('_', ' ')}" for figure in figures if figure in part)
+    print(f"\n{name.replace('_', ' ')}: {about}")
+    for step, seconds in part["seconds"].items():
+        cpu, peak = part["cpu_seconds"][step], part["peak_bytes"][step]
+        print(f"  {step:8} {seconds:8.1f} s ({cpu:.1f} CPU seconds), peak {peak / 1e6:,.0f} MB")
+    if "bytes_per_second" in part:
+        print(f"  {part['bytes_per_second'] / 1e6:,.0f} MB of vectors per second")
 
 
 def cores() -> int:
