@@ -33,6 +33,7 @@ DESCRIPTOR = f"{RESULTS}/models/{{model}}.json"
 PLAN = f"{RESULTS}/plan"
 RECEIPT = f"{RESULTS}/receipts/{{job}}.json"
 TABLE = f"{RESULTS}/features/{{sample}}/{{model}}/{{output}}.parquet"
+TABLE_PARTS = f"{RESULTS}/features/{{sample}}/{{model}}/{{output}}.parts"
 RESIDUES = f"{RESULTS}/residues/{{sample}}/{{model}}/{{output}}.h5"
 STATUS = f"{RESULTS}/status/{{sample}}.tsv"
 EMBED_THREADS = 8
@@ -75,11 +76,15 @@ def read_plan():
 
 def tables(wildcards):
     """All feature tables and residue files, with their layers counted from 0."""
-    paths = [Path(name).parts for name in read_plan()["tables"]]
-    return [
-        (RESIDUES if output.endswith(RAGGED) else TABLE).format(sample=sample, model=model, output=output)
-        for sample, model, output in paths
-    ]
+    plan = read_plan()
+    return [table_path(name, in_parts=name in plan["in_parts"]) for name in plan["tables"]]
+
+
+def table_path(name, in_parts):
+    """Where a table of the plan lies."""
+    sample, model, output = Path(name).parts
+    form = RESIDUES if output.endswith(RAGGED) else TABLE_PARTS if in_parts else TABLE
+    return form.format(sample=sample, model=model, output=output)
 
 
 def table_receipts(wildcards):

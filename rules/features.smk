@@ -15,11 +15,23 @@ rule features:
         spec=table_spec,
         numerics=NUMERICS_VERSION,
         store=STORE,
+        parts=[],
     shell:
         'python "$ESMFLOW"/features.py'
         " --log {log:q} --catalog {input.catalog:q} --model {wildcards.model:q}"
         " --spec {params.spec:q} --descriptor {input.descriptor:q}"
-        " --store {params.store:q} --table {output:q}"
+        " --store {params.store:q} --table {output:q} {params.parts:q}"
+
+
+use rule features as features_in_parts with:
+    output:
+        directory(TABLE_PARTS),
+    log:
+        "logs/features/{sample}/{model}/{output}.parts.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/features/{{sample}}/{{model}}/{{output}}.parts.tsv"
+    params:
+        parts=["--part-mb", str(config["tables"]["part_mb"])],
 
 
 rule residues:

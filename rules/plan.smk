@@ -24,6 +24,7 @@ checkpoint plan:
         descriptors=lambda wildcards, input: parent(input.descriptors),
         receipts=f"{RESULTS}/receipts",
         store=STORE,
+        part_mb=config["tables"]["part_mb"],
     shell:
         'python "$ESMFLOW"/plan.py'
         " --log {log:q} --models {params.models:q} --samples {input.samples:q}"
@@ -31,4 +32,4 @@ checkpoint plan:
         " --receipts {params.receipts:q} --output {output.directory:q}"
         " --target-minutes {resources.target_minutes} --max-jobs {resources.max_jobs}"
         " --gpus-per-job {resources.gpus_per_job} --threads {resources.embed_threads}"
-        " --tokens-per-pack {resources.tokens_per_pack}"
+        " --tokens-per-pack {resources.tokens_per_pack} --part-mb {params.part_mb}"

@@ -1,6 +1,7 @@
 """Write a feature table: a sample's embedded records, in file order, with their vectors of one output of one model.
 
-In: the sample's catalog, the model's descriptor and the store. Out: a Parquet table (id, length, embedding).
+In: the sample's catalog, the model's descriptor and the store. Out: a Parquet table (id, length, embedding), or with
+--part-mb a directory of Parquet files that are one table.
 """
 
 import json
@@ -17,7 +18,8 @@ from esmflow.store import Store
 def main(options: Namespace) -> None:
     spec, descriptor = ModelSpec.of(options.model, options.spec), Descriptor.load(options.descriptor)
     [output] = spec.outputs(descriptor.architecture.layers)
-    write_table(options.catalog, spec, descriptor, output, Store(options.store), options.table)
+    part_bytes = None if options.part_mb is None else int(options.part_mb * 1e6)
+    write_table(options.catalog, spec, descriptor, output, Store(options.store), options.table, part_bytes)
 
 
 if __name__ == "__main__":
@@ -30,4 +32,5 @@ if __name__ == "__main__":
     arguments.add_argument("--descriptor", type=Path, required=True)
     arguments.add_argument("--store", type=Path, required=True)
     arguments.add_argument("--table", type=Path, required=True)
+    arguments.add_argument("--part-mb", type=float, help="megabytes of vectors in a file of the table")
     command.run(main, arguments)

@@ -6,6 +6,7 @@ per worker job and a Parquet file (key, residues) per shard.
 
 import json
 from argparse import Namespace
+from math import inf
 from pathlib import Path
 
 from esmflow import command
@@ -29,6 +30,7 @@ def main(options: Namespace) -> None:
             options.gpus_per_job,
             options.threads,
             None if options.tokens_per_pack == "auto" else int(options.tokens_per_pack),
+            options.part_mb * 1e6,
         ),
     )
 
@@ -47,4 +49,7 @@ if __name__ == "__main__":
     arguments.add_argument("--gpus-per-job", type=int, required=True)
     arguments.add_argument("--threads", type=int, default=1, help="CPU threads of a job")
     arguments.add_argument("--tokens-per-pack", default="auto", help="a number, or auto")
+    arguments.add_argument(
+        "--part-mb", type=float, default=inf, help="megabytes of vectors beyond which a table is written in parts"
+    )
     command.run(main, arguments)

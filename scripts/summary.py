@@ -19,7 +19,7 @@ def main(options: Namespace) -> None:
         print(f"{status.stem}: {records:,} records, {embedded:,} embedded, {records - embedded:,} skipped")
         for reason, count in reasons.most_common():
             print(f"    {count:,} {reason}")
-        for table in sorted((options.results / "features" / status.stem).glob("*/*.parquet")):
+        for table in sorted((options.results / "features" / status.stem).glob("*/layer*")):
             print(f"    {table}")
 
 

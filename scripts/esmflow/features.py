@@ -2,10 +2,13 @@
 
 import csv
 import logging
-import os
+import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO, TypeVar
 
 import duckdb
 import numpy as np
@@ -18,18 +21,29 @@ from esmflow.spec import ModelSpec, Output
 from esmflow.store import VECTOR_FILE, Store, StoreFile, metadata_for, vector_array
 from esmflow.treatment import flag
 
-_ROW_GROUP_BYTES = 16 << 20
 _BATCH = 50_000
 _STORE_ROWS = 8192
+#: Of vectors that lie in memory together, and that are a row group of a table.
+_SLICE_BYTES = 16 << 20
+
+_Item = TypeVar("_Item")
 
 log = logging.getLogger(__name__)
 
 
 def write_table(
-    catalog: Path, spec: ModelSpec, descriptor: Descriptor, output: Output, store: Store, table: Path
+    catalog: Path,
+    spec: ModelSpec,
+    descriptor: Descriptor,
+    output: Output,
+    store: Store,
+    table: Path,
+    part_bytes: int | None = None,
 ) -> None:
     """Write a sample's feature table: `id`, `length`, `embedding` of each embedded record, in file order.
 
+    With `part_bytes` the table is a directory of files `part-00000.parquet` and so on, each with at most so many bytes
+    of vectors (one at least). A table of the other form that an earlier run left is removed.
     The vectors never lie in memory together: they are copied, file by file of the store, to their records' places
     in a scratch file beside `table`, and from there into the table.
     Raises IncompleteError if a valid record is neither in the store nor skipped with a reason.
@@ -38,6 +52,12 @@ def write_table(
     with database.connect(table) as connection:
         held = join.locate(connection, catalog, spec, descriptor, output, store)
         join.require_complete(connection, catalog, output, spec)
+        connection.execute(
+            "CREATE TABLE wanted AS SELECT id, length, place, row_number() OVER (ORDER BY index) - 1 AS target "
+            "FROM located WHERE place IS NOT NULL AND reason IS NULL ORDER BY place"
+        )
+        [(records,)] = connection.execute("SELECT count(*) FROM located").fetchall()
+        [(embedded,)] = connection.execute("SELECT count(*) FROM wanted").fetchall()
         embed_dim = descriptor.architecture.embed_dim
         schema = pa.schema(
             [
@@ -47,22 +67,85 @@ def write_table(
             ],
             metadata_for(join.provenance(spec, descriptor, output, held)),
         )
-        with tempfile.TemporaryFile(dir=table.parent) as scratch, files.atomic(table) as temporary:
-            _scatter(connection, held, output, embed_dim, scratch.fileno())
-            rows = max(_ROW_GROUP_BYTES // (4 * embed_dim), 1)
+        row_bytes = 4 * embed_dim
+        rows = max(min(_SLICE_BYTES, part_bytes or _SLICE_BYTES) // row_bytes, 1)
+        slices = [range(first, min(first + rows, embedded)) for first in range(0, embedded, rows)]
+        with tempfile.TemporaryFile(dir=table.parent) as scratch:
+            _scatter(connection, held, output, embed_dim, rows, scratch)
             scratch.seek(0)
-            reader = connection.sql(
-                "SELECT id, length FROM located WHERE place IS NOT NULL AND reason IS NULL ORDER BY index"
-            ).to_arrow_reader(rows)
-            with pq.ParquetWriter(temporary, schema, **VECTOR_FILE) as writer:
-                for batch in reader:
-                    vectors = np.fromfile(scratch, np.float32, len(batch) * embed_dim).reshape(-1, embed_dim)
-                    columns = [batch["id"], batch["length"], vector_array(vectors)]
-                    writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-        records, embedded = connection.execute(
-            "SELECT count(*), count(*) FILTER (reason IS NULL) FROM located"
-        ).fetchall()[0]
+            if part_bytes is None:
+                _write_slices(connection, slices, scratch, schema, table)
+            else:
+                count = max(part_bytes // (rows * row_bytes), 1)
+                with files.atomic_directory(table) as directory:
+                    for number, first in enumerate(range(0, max(len(slices), 1), count)):
+                        part = directory / f"part-{number:05d}.parquet"
+                        _write_slices(connection, slices[first : first + count], scratch, schema, part)
+    _remove_other_form(table)
     log.info("%s records: %s embedded, %s skipped", f"{records:,}", f"{embedded:,}", f"{records - embedded:,}")
+
+
+def _scatter(
+    connection: duckdb.DuckDBPyConnection,
+    held: Sequence[StoreFile],
+    output: Output,
+    embed_dim: int,
+    slice_rows: int,
+    scratch: IO[bytes],
+) -> None:
+    """Copy the embedded records' vectors from the store to the scratch file, float32 [rows, embed_dim].
+
+    A slice of so many rows has the vectors of its records in the order of the store, so that few are written alone.
+    """
+    filled: defaultdict[int, int] = defaultdict(int)
+    for column, rows, targets in _ahead(join.gather(connection, held, output, _STORE_ROWS)):
+        vectors = column.flatten().to_numpy().reshape(-1, embed_dim)
+        slices = targets // slice_rows
+        order = np.argsort(slices, kind="stable")
+        numbers, begins = np.unique(slices[order], return_index=True)
+        for number, own in zip(numbers.tolist(), np.split(rows[order], begins[1:]), strict=True):
+            scratch.seek((number * slice_rows + filled[number]) * 4 * embed_dim)
+            scratch.write(vectors[own].data)
+            filled[number] += len(own)
+
+
+def _write_slices(
+    connection: duckdb.DuckDBPyConnection, slices: Sequence[range], scratch: IO[bytes], schema: pa.Schema, target: Path
+) -> None:
+    """Write slices, which come next in the scratch file, as one Parquet file, in the order of their records."""
+    tables = _ahead(_read_slice(connection, own, scratch, schema) for own in slices)
+    with files.atomic(target) as temporary, pq.ParquetWriter(temporary, schema, **VECTOR_FILE) as writer:
+        for table in tables:
+            writer.write_table(table)
+
+
+def _read_slice(connection: duckdb.DuckDBPyConnection, own: range, scratch: IO[bytes], schema: pa.Schema) -> pa.Table:
+    embed_dim = schema.field("embedding").type.list_size
+    records = connection.sql(
+        "SELECT id, length, place FROM wanted WHERE target >= $1 AND target < $2 ORDER BY target",
+        params=[own.start, own.stop],
+    ).to_arrow_table()
+    stored = np.fromfile(scratch, np.float32, len(own) * embed_dim).reshape(-1, embed_dim)
+    vectors = np.empty_like(stored)
+    vectors[np.argsort(records["place"].to_numpy(), kind="stable")] = stored
+    return pa.Table.from_arrays([records["id"], records["length"], vector_array(vectors)], schema=schema)
+
+
+def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
+    """The items, of which the next is made by a thread while one is in use."""
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = thread.submit(next, items, None)
+            yield item
+
+
+def _remove_other_form(table: Path) -> None:
+    """Remove the file where there is a directory of parts now, and the other way round: it would go out of date."""
+    if table.is_dir():
+        table.with_suffix(".parquet").unlink(missing_ok=True)
+    else:
+        shutil.rmtree(table.with_suffix(".parts"), ignore_errors=True)
 
 
 def write_status(
@@ -112,18 +195,3 @@ def _length_flags(specs: Sequence[ModelSpec], length: int) -> list[str]:
     if len(flags) == len(specs) and len(set(flags.values())) == 1:
         return [text for text in [next(iter(flags.values()))] if text]
     return [f"{model}:{text}" for model, text in flags.items() if text]
-
-
-def _scatter(
-    connection: duckdb.DuckDBPyConnection, held: Sequence[StoreFile], output: Output, embed_dim: int, scratch: int
-) -> None:
-    """Copy each embedded record's vector from the store to its place in the scratch file."""
-    size = 4 * embed_dim
-    connection.execute(
-        "CREATE TABLE wanted AS SELECT place, row_number() OVER (ORDER BY index) - 1 AS target "
-        "FROM located WHERE place IS NOT NULL AND reason IS NULL ORDER BY place"
-    )
-    for column, rows, targets in join.gather(connection, held, output, _STORE_ROWS):
-        vectors = column.flatten().to_numpy().reshape(-1, embed_dim)
-        for row, target in zip(rows, targets.tolist(), strict=True):
-            os.pwrite(scratch, vectors[row].data, target * size)

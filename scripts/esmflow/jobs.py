@@ -9,7 +9,7 @@ import pyarrow as pa
 from esmflow import files
 from esmflow.spec import Output
 
-#: A shard's file: the keys and residues of its sequences, in order of the keys.
+#: A shard's file: the keys and residues of its sequences, in order of the samples.
 SHARD = pa.schema([pa.field("key", pa.binary(32), nullable=False), pa.field("residues", pa.binary(), nullable=False)])
 
 

@@ -84,29 +84,34 @@ def gather(
 
     Yields (values of an output, int64 rows in them, int64 targets). Raises IncompleteError if a file is damaged.
     """
-    for number, file in enumerate(held):
+    used = connection.execute("SELECT DISTINCT place >> 32 AS file FROM wanted ORDER BY file").fetchnumpy()["file"]
+    for number in used.tolist():
         found = connection.execute(
             "SELECT place - $1 AS row, target FROM wanted WHERE place BETWEEN $1 AND $1 + 4294967295 ORDER BY place",
             [number << 32],
         ).fetchnumpy()
-        if not len(found["row"]):
-            continue
-        begin = 0
-        for column in _stream(file, output, rows):
+        for begin, column in _stream(held[number], output, found["row"], rows):
             first, last = np.searchsorted(found["row"], [begin, begin + len(column)])
             yield column, found["row"][first:last] - begin, found["target"][first:last]
-            begin += len(column)
 
 
-def _stream(file: StoreFile, output: Output, rows: int) -> Iterator[pa.Array]:
-    """Yield the column of an output, so many rows at a time. Raises IncompleteError if it is damaged."""
+def _stream(file: StoreFile, output: Output, wanted: np.ndarray, rows: int) -> Iterator[tuple[int, pa.Array]]:
+    """Yield (number of the first row, column of an output), so many rows at a time.
+
+    Row groups that have none of the rows `wanted`, which ascend, are passed over. Raises IncompleteError if damaged.
+    """
+    end = 0
     with reading(file.path), open_file(file.path) as source:
-        missing = source.metadata.num_rows
-        for batch in source.iter_batches(rows, columns=[str(output)]):
-            yield batch.column(0)
-            missing -= len(batch)
-        if missing:
-            raise pa.ArrowInvalid(f"{missing} rows are missing")
+        for group in range(source.num_row_groups):
+            begin, end = end, end + source.metadata.row_group(group).num_rows
+            first, last = np.searchsorted(wanted, [begin, end])
+            if first == last:
+                continue
+            for batch in source.iter_batches(rows, row_groups=[group], columns=[str(output)]):
+                yield begin, batch.column(0)
+                begin += len(batch)
+            if begin != end:
+                raise pa.ArrowInvalid(f"{end - begin} rows are missing")
 
 
 def provenance(spec: ModelSpec, descriptor: Descriptor, output: Output, held: Sequence[StoreFile]) -> dict[str, str]:

@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ class Sizes:
     """CPU threads of a job."""
     tokens_per_pack: int | None
     """None if the worker is to choose."""
+    part_bytes: float = math.inf
+    """Of vectors, beyond which a feature table is written in parts."""
 
     @property
     def shard_cost(self) -> float:
@@ -73,7 +75,8 @@ def plan(
     descriptors: a path per model; sequences: a path per sample. `plan.json` lists the jobs, with the minutes and the
     memory of the host (`memory_mb`, of 2^20 bytes) that each is expected to take. For each feature table it lists the
     jobs whose receipts it needs: those of this plan, and those of earlier ones (from `receipts`), so that a table that
-    gains nothing keeps its inputs. Names are derived from content.
+    gains nothing keeps its inputs; and it tells which tables are so large that they are to be written in parts.
+    Names are derived from content.
     Raises ConfigError for a layer or length that a model does not have.
     """
     models = {spec.name: Descriptor.load(descriptors[spec.name]) for spec in specs}
@@ -87,12 +90,14 @@ def plan(
         with database.connect(work / "plan") as connection:
             longest = _load(connection, sequences)
             for spec in specs:
-                connection.execute("CREATE OR REPLACE TABLE cut (key BLOB, shard VARCHAR)")
+                connection.execute("CREATE OR REPLACE TABLE cut (place BIGINT, shard VARCHAR)")
                 batches = _missing(connection, spec, models[spec.name], outputs[spec.name], store)
                 shards[spec.name] = [
                     shard
                     for batch in batches
-                    for shard in _cut(connection, spec, models[spec.name], batch, sizes, work / "shards")
+                    for shard in _cut(
+                        connection, spec, models[spec.name], batch, sizes, list(sequences.values()), work / "shards"
+                    )
                 ]
                 for shard_name, table in _served(connection, list(sequences), spec.name, shards[spec.name]):
                     served[shard_name].add(table)
@@ -127,7 +132,11 @@ def plan(
         ]:
             for table in needs.keys() & set(tables):
                 needs[table].add(name)
-        summary = {"jobs": summaries, "tables": {table: sorted(names) for table, names in needs.items()}}
+        summary = {
+            "jobs": summaries,
+            "tables": {table: sorted(names) for table, names in needs.items()},
+            "in_parts": sorted(_in_parts(models, outputs, sequences, sizes.part_bytes)),
+        }
         files.write_text(work / "plan.json", json.dumps(summary, indent=1) + "\n")
     log.info("%d shards in %d jobs", sum(map(len, shards.values())), len(jobs))
 
@@ -205,22 +214,41 @@ def _receipts(directory: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def _in_parts(
+    models: Mapping[str, Descriptor],
+    outputs: Mapping[str, Sequence[Output]],
+    sequences: Mapping[str, Path],
+    part_bytes: float,
+) -> Iterator[str]:
+    """The tables of vectors that are larger than a part, if every valid record is embedded."""
+    for sample, path in sequences.items():
+        records = pq.read_metadata(path).num_rows
+        for model, descriptor in models.items():
+            if records * descriptor.architecture.embed_dim * 4 > part_bytes:
+                yield from (_table(sample, model, output) for output in outputs[model] if not output.ragged)
+
+
 def _load(connection: duckdb.DuckDBPyConnection, sequences: Mapping[str, Path]) -> int:
-    """Make tables `entry` (sample, key) and `wanted` (unique key, length); return the greatest length."""
-    paths = [str(path) for path in sequences.values()]
+    """Make tables `entry` (sample, key, place, length) and `wanted` (unique key, place, length).
+
+    `place` is where a sequence lies first: the number of the sample's file and the row in it, as file << 32 | row.
+    Returns the greatest length.
+    """
     connection.execute(
-        "CREATE TABLE entry AS SELECT list_position($1, filename) - 1 AS sample, key, any_value(length) AS length "
-        "FROM read_parquet($1, filename = true) GROUP BY ALL",
-        [paths],
+        """
+        CREATE TABLE entry AS
+        SELECT sample, key, sample << 32 | min(file_row_number) AS place, any_value(length) AS length
+        FROM (SELECT *, (list_position($1, filename) - 1)::BIGINT AS sample
+              FROM read_parquet($1, filename = true, file_row_number = true))
+        GROUP BY sample, key
+        """,
+        [[str(path) for path in sequences.values()]],
     )
-    connection.execute("CREATE VIEW source AS SELECT key, residues FROM read_parquet(" + _literal(paths) + ")")
-    connection.execute("CREATE TABLE wanted AS SELECT key, any_value(length) AS length FROM entry GROUP BY key")
+    connection.execute(
+        "CREATE TABLE wanted AS SELECT key, min(place) AS place, any_value(length) AS length FROM entry GROUP BY key"
+    )
     [(longest,)] = connection.execute("SELECT coalesce(max(length), 0) FROM wanted").fetchall()
     return int(longest)
-
-
-def _literal(paths: Iterable[str]) -> str:
-    return "[" + ", ".join("'" + path.replace("'", "''") + "'" for path in paths) + "]"
 
 
 def _missing(
@@ -230,43 +258,41 @@ def _missing(
     outputs: Sequence[Output],
     store: Store,
 ) -> list[_Batch]:
-    """Make table `todo` (key, length, treatment, found) and return the batches that have missing outputs.
+    """Make table `todo` (key, place, length, treatment, found) and return the batches that have missing outputs.
 
-    `found` says which groups of store files, each with the same outputs, hold the sequence.
+    `found` has a bit for each group of store files with the same outputs, set if the group holds the sequence.
     """
-    groups: list[frozenset[Output]] = []
-    connection.execute("CREATE OR REPLACE TABLE have (key BLOB, treatment VARCHAR, found INTEGER)")
+    groups: list[tuple[str, frozenset[Output], list[str]]] = []
     for treatment in spec.treatments:
         by_outputs: defaultdict[frozenset[Output], list[str]] = defaultdict(list)
         for file in store.files(Space(descriptor.sha256, treatment, spec.precision)):
             by_outputs[file.outputs & frozenset(outputs)].append(str(file.path))
-        for held, paths in by_outputs.items():
-            if held:
-                try:
-                    connection.execute(
-                        "INSERT INTO have SELECT key, $1, $2 FROM read_parquet($3) "
-                        "WHERE key IN (SELECT key FROM wanted)",
-                        [treatment, len(groups), paths],
-                    )
-                except database.UNREADABLE as error:
-                    raise damaged(Path(paths[0]).parent, error) from error
-                groups.append(held)
+        groups += [(treatment, held, paths) for held, paths in by_outputs.items() if held]
+    connection.execute("CREATE OR REPLACE TABLE have (key BLOB, treatment VARCHAR, found BIT)")
+    for number, (treatment, _, paths) in enumerate(groups):
+        try:
+            connection.execute(
+                "INSERT INTO have SELECT key, $1, $2::BIT FROM read_parquet($3) WHERE key IN (SELECT key FROM wanted)",
+                [treatment, "".join(str(int(number == other)) for other in range(len(groups))), paths],
+            )
+        except database.UNREADABLE as error:
+            raise damaged(Path(paths[0]).parent, error) from error
     connection.execute(
         """
         CREATE OR REPLACE TABLE todo AS
-        SELECT key, any_value(length) AS length, treatment,
-               coalesce(string_agg(DISTINCT found::VARCHAR, ',' ORDER BY found::VARCHAR), '') AS found
-        FROM (SELECT key, length, CASE WHEN length <= $1 THEN $2 ELSE $3 END AS treatment FROM wanted)
+        SELECT key, any_value(place) AS place, any_value(length) AS length, treatment,
+               coalesce(bit_or(found), $4::BIT) AS found
+        FROM (SELECT *, CASE WHEN length <= $1 THEN $2 ELSE $3 END AS treatment FROM wanted)
         LEFT JOIN have USING (key, treatment)
         WHERE treatment IS NOT NULL
         GROUP BY key, treatment
         """,
-        [spec.max_length, WHOLE, spec.long_treatment],
+        [spec.max_length, WHOLE, spec.long_treatment, "0" * max(len(groups), 1)],
     )
     batches: dict[tuple[str, tuple[Output, ...]], list[str]] = {}
     rows = connection.execute("SELECT treatment, found, count(*) FROM todo GROUP BY ALL ORDER BY ALL").fetchall()
     for treatment, found, count in rows:
-        held_outputs = frozenset().union(*(groups[int(number)] for number in found.split(",") if number))
+        held_outputs = frozenset().union(*(groups[number][1] for number, bit in enumerate(found) if bit == "1"))
         missing = tuple(output for output in outputs if output not in held_outputs)
         log.info(
             "%s: %s sequences (%s) have %d of %d outputs",
@@ -287,12 +313,13 @@ def _cut(
     descriptor: Descriptor,
     batch: _Batch,
     sizes: Sizes,
+    sequences: Sequence[Path],
     directory: Path,
 ) -> list[Shard]:
-    """Cut a batch, in order of the keys, into shards of equal cost, write them, and note who is where."""
+    """Cut a batch, in order of the samples, into shards of equal cost, write them, and note what is where in `cut`."""
     shape = descriptor.architecture
     depth = max(output.layer for output in batch.outputs)
-    select = "FROM todo WHERE treatment = $1 AND list_contains($2, found)"
+    select = "FROM todo WHERE treatment = $1 AND list_contains($2::BIT[], found)"
     parameters = [batch.treatment, batch.found]
 
     histogram = connection.execute(f"SELECT length, count(*) AS n {select} GROUP BY length", parameters).fetchnumpy()
@@ -303,16 +330,12 @@ def _cut(
     pieces = min(count, max(math.ceil(total / sizes.shard_cost), math.ceil(size / MAX_SHARD_BYTES)))
 
     inserting = connection.cursor()
-    rows = connection.sql(
-        f"SELECT key, any_value(residues) AS residues FROM source WHERE key IN (SELECT key {select}) "
-        "GROUP BY key ORDER BY key",
-        params=parameters,
-    ).to_arrow_reader(_BATCH)
+    reader = connection.sql(f"SELECT place {select} ORDER BY place", params=parameters).to_arrow_reader(_BATCH)
+    places = (rows["place"].to_numpy() for rows in reader)
     shards: list[Shard] = []
     writer: _ShardWriter | None = None
     done, piece = 0.0, -1
-    for rows_batch in rows:
-        table = pa.Table.from_batches([rows_batch]).cast(SHARD)
+    for table, where in _pick(sequences, places):
         lengths = pa.compute.binary_length(table["residues"]).to_numpy()
         costs = cost(shape, lengths, batch.treatment, depth)
         middles = done + np.cumsum(costs) - costs / 2
@@ -328,10 +351,25 @@ def _cut(
             own = slice(first, last)
             residues = kept(lengths[own], batch.treatment)
             size = sum(int(value_bytes(shape, residues, output).sum()) for output in batch.outputs)
-            writer.add(table.slice(first, last - first), int(residues.sum()), float(costs[own].sum()), size)
+            writer.add(table.slice(first, last - first), where[own], int(residues.sum()), float(costs[own].sum()), size)
     if writer:
         shards.append(writer.finish(inserting))
     return shards
+
+
+def _pick(sequences: Sequence[Path], places: Iterator[np.ndarray]) -> Iterator[tuple[pa.Table, np.ndarray]]:
+    """Read the sequences at `places`, which ascend, from the files: (key and residues, places) in batches."""
+    waiting = np.empty(0, np.int64)
+    for number, path in enumerate(sequences):
+        begin = number << 32
+        for rows in pq.ParquetFile(path).iter_batches(_BATCH, columns=SHARD.names):
+            end = begin + len(rows)
+            while (not waiting.size or waiting[-1] < end) and (more := next(places, None)) is not None:
+                waiting = np.concatenate([waiting, more])
+            count = np.searchsorted(waiting, end)
+            if count:
+                yield pa.Table.from_batches([rows.take(pa.array(waiting[:count] - begin))], SHARD), waiting[:count]
+            waiting, begin = waiting[count:], end
 
 
 class _ShardWriter:
@@ -343,14 +381,14 @@ class _ShardWriter:
         self._writer = pq.ParquetWriter(self._path, SHARD, compression="zstd")
         space = Space(descriptor.sha256, batch.treatment, spec.precision)
         self._digest = hashlib.sha256(f"{space.directory} {' '.join(map(str, batch.outputs))}\n".encode())
-        self._keys: list[pa.ChunkedArray] = []
+        self._places: list[np.ndarray] = []
         self._residues, self._cost, self._value_bytes = 0, 0.0, 0
 
-    def add(self, table: pa.Table, residues: int, cost: float, value_bytes: int) -> None:
+    def add(self, table: pa.Table, places: np.ndarray, residues: int, cost: float, value_bytes: int) -> None:
         self._writer.write_table(table)
         for key in table["key"].to_pylist():
             self._digest.update(key)
-        self._keys.append(table["key"])
+        self._places.append(places)
         self._residues += residues
         self._cost += cost
         self._value_bytes += value_bytes
@@ -360,16 +398,16 @@ class _ShardWriter:
         name = self._digest.hexdigest()[:16]
         file = f"{name}.parquet"
         self._path.rename(self._directory / file)
-        keys = pa.chunked_array([chunk for column in self._keys for chunk in column.chunks])
-        connection.register("written", pa.table({"key": keys, "shard": pa.repeat(name, len(keys))}))
-        connection.execute("INSERT INTO cut SELECT key, shard FROM written")
+        places = np.concatenate(self._places)
+        connection.register("written", pa.table({"place": places}))
+        connection.execute("INSERT INTO cut SELECT place, $1 FROM written", [name])
         connection.unregister("written")
         return Shard(
             name,
             file,
             self._batch.treatment,
             self._batch.outputs,
-            len(keys),
+            len(places),
             self._residues,
             self._cost,
             self._value_bytes,
@@ -381,6 +419,9 @@ def _served(
 ) -> Iterator[tuple[str, str]]:
     """(shard, table that needs it) for a model's shards."""
     outputs = {shard.name: shard.outputs for shard in shards}
-    for shard, sample in connection.execute("SELECT DISTINCT shard, sample FROM cut JOIN entry USING (key)").fetchall():
+    found = connection.execute(
+        "SELECT DISTINCT shard, sample FROM cut JOIN wanted USING (place) JOIN entry USING (key)"
+    ).fetchall()
+    for shard, sample in found:
         for output in outputs[shard]:
             yield shard, _table(samples[sample], model, output)

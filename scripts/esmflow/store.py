@@ -93,7 +93,14 @@ class Store:
 
 
 #: How files of vectors are written: floats do not compress, and each page carries a checksum.
-VECTOR_FILE = {"compression": {"id": "zstd"}, "use_dictionary": False, "write_page_checksum": True}
+VECTOR_FILE = {
+    "compression": {"id": "zstd"},
+    "use_dictionary": False,
+    "write_statistics": False,
+    "write_page_checksum": True,
+}
+#: Rows that are read together; a table that needs few of a shard passes over the other groups.
+_ROW_GROUP = 1024
 
 
 def commit(
@@ -118,7 +125,7 @@ def commit(
         columns.append(column)
     schema = pa.schema(fields, metadata_for(metadata))
     with files.atomic(path) as temporary:
-        pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, **VECTOR_FILE)
+        pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, _ROW_GROUP, **VECTOR_FILE)
         _seal(temporary)
 
 

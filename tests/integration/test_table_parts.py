@@ -1,0 +1,90 @@
+"""A table larger than the configured size is a directory of Parquet files that reads as the single file does."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+from test_reruns import features_arguments
+from workflow import LAYERS, MODEL, Baseline, Workspace, matrix, script, written_times
+
+EMBED_DIM = 320
+NAME = f"layer{LAYERS}.mean"
+COLUMNS = ["id", "length", "embedding"]
+
+
+def test_a_large_table_is_written_in_parts_and_a_small_one_is_left_alone(baseline: Baseline, again: Workspace) -> None:
+    sizes = {sample: len(baseline.embedded(sample)) * EMBED_DIM * 4 for sample in ("a", "b")}
+    assert sizes["b"] < sizes["a"] - 4096
+    kept = written_times(again.store_files() + again.files("results/receipts") + again.files("results/features/b"))
+
+    def limit(config: dict[str, Any]) -> None:
+        config["tables"] = {"part_mb": (sizes["a"] - 4096) / 1e6}
+
+    again.change_config(limit)
+    again.run()
+    assert written_times(kept) == kept
+    directory = again.root / "results/features/a" / MODEL
+    assert len(list(directory.glob("*.parts"))) == 4
+    assert not list(directory.glob("*.parquet"))
+    parts = sorted((directory / f"{NAME}.parts").glob("[!.]*"))
+    assert [part.name for part in parts] == ["part-00000.parquet", "part-00001.parquet"]
+    assert_same_table(directory / f"{NAME}.parts", baseline)
+    result = again.run()
+    assert "Nothing to be done" in result.stdout + result.stderr
+
+    again.run(config=baseline_config(again))
+    assert not list(directory.glob("*.parts"))
+    assert again.table("a", MODEL, NAME).equals(baseline.work.table("a", MODEL, NAME))
+    assert written_times(kept) == kept
+
+
+def baseline_config(work: Workspace) -> str:
+    work.change_config(lambda config: config.pop("tables"), "as_before.yaml")
+    return "as_before.yaml"
+
+
+def assert_same_table(parts: Path, baseline: Baseline) -> None:
+    """Whatever reads the directory gets the cells of the single file."""
+    expected = baseline.work.table("a", MODEL, NAME)
+    by_duckdb = duckdb.sql(f"SELECT id, length, embedding FROM read_parquet('{parts}/*.parquet')").fetchall()
+    found = {
+        "pandas": pd.read_parquet(parts),
+        "polars": pl.read_parquet(parts).to_pandas(),
+        "pyarrow": pq.read_table(parts).to_pandas(),
+        "duckdb": pd.DataFrame(by_duckdb, columns=COLUMNS),
+    }
+    for reader, table in found.items():
+        assert list(table.columns) == COLUMNS, reader
+        assert table["id"].to_list() == expected["id"].to_list(), reader
+        assert table["length"].to_list() == expected["length"].to_list(), reader
+        assert np.array_equal(matrix(table), matrix(expected)), reader
+
+
+@pytest.mark.parametrize("rows", [1, 23, 1000])
+def test_parts_have_the_rows_asked_for_and_the_metadata_of_the_table(
+    baseline: Baseline, again: Workspace, rows: int
+) -> None:
+    assert script("features", *features_arguments("single.parquet"), cwd=again.root).returncode == 0
+    size = (rows + 0.5) * EMBED_DIM * 4 / 1e6
+    result = script("features", *features_arguments("parts"), "--part-mb", str(size), cwd=again.root)
+    assert result.returncode == 0, result.stderr
+    parts = sorted((again.root / "parts").iterdir())
+    embedded = len(baseline.embedded("a"))
+    counts = [pq.read_metadata(part).num_rows for part in parts]
+    assert counts == [min(rows, embedded - rows * number) for number in range(math.ceil(embedded / rows))]
+    assert_same_table(again.root / "parts", baseline)
+    for part in parts:
+        assert pq.read_schema(part).equals(pq.read_schema(again.root / "single.parquet"), check_metadata=True)
+
+
+def test_parts_that_cannot_be_complete_are_not_written(again: Workspace) -> None:
+    again.store_files()[0].unlink()
+    result = script("features", *features_arguments("parts"), "--part-mb", "0.01", cwd=again.root)
+    assert result.returncode == 75
+    assert not (again.root / "parts").exists()
