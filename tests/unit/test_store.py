@@ -112,7 +112,7 @@ def test_a_worker_computes_a_damaged_shard_again(held: Held, damage: str) -> Non
     held.file.write_bytes({"page of vectors": content, "cut short": content[:-1], "empty": b""}[damage])
     MODEL.save(held.root / "m.json")
     commit_all(held, "whole", [None] * len(RESIDUES))
-    shards = [Shard(name, "", WHOLE, OUTPUTS, len(RESIDUES), 0, 1.0) for name in ("shard", "whole")]
+    shards = [Shard(name, "", WHOLE, OUTPUTS, len(RESIDUES), 0, 1.0, 0) for name in ("shard", "whole")]
     worker = Worker(Job("j", "m", str(held.root / "m.json"), SPEC.precision, [], shards), held.store)
     assert [shard.name for shard in worker.pending] == ["shard"]
 
