@@ -68,7 +68,7 @@ def esmflow(inputs: Path, work: Path, proteins: int) -> tuple[Cost, dict[str, An
     figures = receipt["figures"]
     return cost, {
         "worker_seconds": figures["seconds"],
-        "embed_seconds": figures["embed_seconds"],
+        "embed_seconds": figures["computing_seconds"],
         "embed_peak_bytes": figures["peak_memory_bytes"],
         "pack_fill": figures["pack_fill"],
         "rule_seconds": _rule_seconds(work / "results" / "benchmarks"),

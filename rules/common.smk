@@ -101,8 +101,9 @@ def sample_receipts(wildcards):
 
 
 def job_attention(wildcards):
-    """The attention kernel that the config asks for the job's model."""
-    return MODELS[read_plan()["jobs"][wildcards.job]["model"]]["attention"]
+    """The attention kernel that the config asks for each of the job's models."""
+    models = read_plan()["jobs"][wildcards.job]["models"]
+    return ",".join(f"{model}={MODELS[model]['attention']}" for model in models)
 
 
 def table_spec(wildcards):

@@ -12,13 +12,18 @@ rule embed:
     threads: EMBED_THREADS
     resources:
         gpu=config["workers"]["gpus_per_job"],
+        # Minutes; 0 is no limit. The worker stops by itself in time where a profile sets one.
+        runtime=0,
         attention=job_attention,
         tokens_per_pack=str(config["workers"]["tokens_per_pack"]),
+        processes=config["workers"]["processes"],
     params:
         numerics=NUMERICS_VERSION,
         store=STORE,
+        heartbeats=f"{RESULTS}/heartbeats",
     shell:
         'python "$ESMFLOW"/embed.py'
         " --log {log:q} --job {input:q} --store {params.store:q} --receipt {output:q}"
-        " --threads {threads} --tokens-per-pack {resources.tokens_per_pack}"
+        " --heartbeats {params.heartbeats:q} --time-limit {resources.runtime}"
+        " --threads {threads} --processes {resources.processes} --tokens-per-pack {resources.tokens_per_pack}"
         " --attention {resources.attention}"

@@ -15,6 +15,7 @@ checkpoint plan:
         target_minutes=str(config["sharding"]["target_minutes"]),
         max_jobs=str(config["workers"]["max_jobs"]),
         gpus_per_job=str(config["workers"]["gpus_per_job"]),
+        mix_models=str(config["workers"]["mix_models"]),
         embed_threads=str(EMBED_THREADS),
         tokens_per_pack=str(config["workers"]["tokens_per_pack"]),
     params:
@@ -32,4 +33,5 @@ checkpoint plan:
         " --receipts {params.receipts:q} --output {output.directory:q}"
         " --target-minutes {resources.target_minutes} --max-jobs {resources.max_jobs}"
         " --gpus-per-job {resources.gpus_per_job} --threads {resources.embed_threads}"
-        " --tokens-per-pack {resources.tokens_per_pack} --part-mb {params.part_mb}"
+        " --tokens-per-pack {resources.tokens_per_pack} --mix-models {resources.mix_models}"
+        " --part-mb {params.part_mb}"

@@ -1,26 +1,35 @@
-"""Work through the shards of one job with one model, committing each to the store.
+"""Work through the shards of one job, committing each to the store.
 
-In: a job (JSON) and the shards and descriptor that it names. Out: the job's receipt (JSON), written last.
+In: a job (JSON), and the shards and descriptors that it names. Out: the job's receipt (JSON), written last; meanwhile a
+heartbeat (JSON, and as Prometheus metrics). On SIGTERM, SIGINT or SIGUSR1, and before the time limit, it ends with 75.
 """
 
 from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
-from esmflow.attention import KERNELS
+from esmflow.health import visible_gpus
 from esmflow.store import Store
+from esmflow.tasks import StartServer
 from esmflow.worker import work
 
 
 def main(options: Namespace) -> None:
+    gpus = [] if options.device == "cpu" else visible_gpus()
+    processes = options.processes if options.device == "cpu" or not gpus else len(gpus)
     work(
         options.job,
         Store(options.store),
         options.receipt,
-        device=options.device,
-        threads=options.threads,
-        attention=options.attention,
-        tokens_per_pack=None if options.tokens_per_pack == "auto" else int(options.tokens_per_pack),
+        StartServer(
+            options.device,
+            max(options.threads // processes, 1),
+            None if options.tokens_per_pack == "auto" else int(options.tokens_per_pack),
+        ),
+        processes=processes,
+        attention=dict(pair.split("=") for pair in options.attention),
+        heartbeats=options.heartbeats,
+        seconds=60 * options.time_limit or float("inf"),
     )
 
 
@@ -29,8 +38,11 @@ if __name__ == "__main__":
     arguments.add_argument("--job", type=Path, required=True)
     arguments.add_argument("--store", type=Path, required=True)
     arguments.add_argument("--receipt", type=Path, required=True)
+    arguments.add_argument("--heartbeats", type=Path, required=True, help="directory of the heartbeats")
     arguments.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    arguments.add_argument("--threads", type=int, default=1, help="CPU threads")
-    arguments.add_argument("--attention", choices=["auto", *KERNELS], default="auto")
+    arguments.add_argument("--threads", type=int, default=1, help="CPU threads, of all processes together")
+    arguments.add_argument("--processes", type=int, default=1, help="processes without a GPU; else one for each GPU")
+    arguments.add_argument("--attention", type=lambda text: text.split(","), default=[], help="MODEL=KERNEL,...")
     arguments.add_argument("--tokens-per-pack", default="auto", help="a number, or auto")
+    arguments.add_argument("--time-limit", type=float, default=0, help="minutes of the allocation; 0 is no limit")
     command.run(main, arguments)

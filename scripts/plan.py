@@ -31,6 +31,7 @@ def main(options: Namespace) -> None:
             options.threads,
             None if options.tokens_per_pack == "auto" else int(options.tokens_per_pack),
             options.part_mb * 1e6,
+            options.mix_models == "True",
         ),
     )
 
@@ -52,4 +53,5 @@ if __name__ == "__main__":
     arguments.add_argument(
         "--part-mb", type=float, default=inf, help="megabytes of vectors beyond which a table is written in parts"
     )
+    arguments.add_argument("--mix-models", choices=["True", "False"], default="False", help="several models in a job")
     command.run(main, arguments)

@@ -7,6 +7,7 @@ for ticket, embedded in engine.drain():
 engine.close()
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,7 +18,7 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from esmflow.errors import DeviceError
+from esmflow.errors import DeviceLostError
 from esmflow.model import Esm, Pack
 from esmflow.packs import CPU_TOKENS, InlineLoader, ProcessLoader, plan_packs
 from esmflow.represent import Pieces, Represented, combine, represent
@@ -44,6 +45,8 @@ class Figures:
     """Free tokens in the emptiest packs, one for each call of `submit`."""
     splits: int = 0
     """Packs that did not fit into memory and were split."""
+    waiting_seconds: float = 0.0
+    """Time that the device waited for packs to be made."""
 
     @property
     def fill(self) -> float:
@@ -163,7 +166,7 @@ class Engine:
 
         A pack for which memory does not suffice is split, and later packs are made smaller; a single sequence that
         does not fit gets a reason. So does one that is not finite even alone and in float32.
-        Raises DeviceError if the device, or a process that makes packs for it, is lost.
+        Raises DeviceLostError if the device, or a process that makes packs for it, is lost.
         """
         while self._waiting and len(self._running) < self._ahead:
             self._launch(*self._waiting.popleft())
@@ -216,7 +219,10 @@ class Engine:
         self._running.append((task, members, self._compute.submit(self._represent, loaded, task.wanted)))
 
     def _represent(self, pack: Future[Pack], wanted: Sequence[Output]) -> Represented:
-        return represent(self.model, pack.result(), wanted, self._stream)
+        start = time.monotonic()
+        ready = pack.result()
+        self.figures.waiting_seconds += time.monotonic() - start
+        return represent(self.model, ready, wanted, self._stream)
 
     def _outcome(self, future: Future[Represented]) -> Pieces | None:
         """A pack's results; None if memory did not suffice, for which PyTorch has no exception of its own on a CPU."""
@@ -233,9 +239,9 @@ class Engine:
                 return None
             raise
 
-    def _lost(self, error: Exception) -> DeviceError:
+    def _lost(self, error: Exception) -> DeviceLostError:
         reason = str(error).strip().partition("\n")[0]
-        return DeviceError(
+        return DeviceLostError(
             f"{self.model.device}: lost, or a process that makes packs for it ({reason}); "
             "run again, on another device if it recurs"
         )

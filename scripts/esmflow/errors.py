@@ -19,6 +19,10 @@ class DeviceError(EsmflowError):
     exit_code = 69
 
 
+class DeviceLostError(DeviceError):
+    """The device, or a process that feeds it, is lost to this process; another process may go on."""
+
+
 class WriteError(EsmflowError):
     """An output cannot be written: disk full, no permission."""
 

@@ -15,11 +15,11 @@ _START_SECONDS, _LOAD_RATE = 10, 2e8
 #: Host memory of a worker without its weights. That of one with a GPU (CUDA's libraries, loader processes) is assumed.
 _BASE_BYTES = {"cpu": 1 << 30, "cuda": 5 << 30}
 #: Tokens in hand per CPU thread, at most, where the worker decides how many go into a pack.
-_AUTO_TOKENS = 2048
+_AUTO_TOKENS = 1024
 #: Float32 values per token and dimension of the embedding while a pack goes through a layer.
 _VALUES_PER_TOKEN = 16
-#: Two shards are in hand, and the one that is committed is there three times: as computed, in columns, in pages.
-_SHARD_COPIES = 4
+#: A shard that is committed is there three times: as computed, in columns, in pages.
+_SHARD_COPIES = 3
 
 
 class Rate(NamedTuple):
@@ -41,12 +41,11 @@ def rate(receipts: Iterable[Mapping[str, Any]], model: str, precision: str, gpus
     flops: defaultdict[tuple[str, str, str], float] = defaultdict(float)
     seconds: defaultdict[tuple[str, str, str], float] = defaultdict(float)
     for receipt in receipts:
-        figures = receipt["figures"]
-        if "flops_per_second" in figures:
-            for name in (receipt["model"], ""):
-                known = figures["device"].partition(":")[0], figures["precision"], name
-                flops[known] += figures["flops_per_second"] * figures["embed_seconds"]
-                seconds[known] += figures["embed_seconds"]
+        for name, use in receipt["models"].items():
+            known = use["device"].partition(":")[0], use["precision"]
+            for own in (name, ""):
+                flops[*known, own] += use["flops"] * receipt["figures"]["processes"]
+                seconds[*known, own] += use["computing_seconds"]
     device = "cuda" if gpus_per_job and {known for known, _, _ in flops} != {"cpu"} else "cpu"
     computed = {"cpu": "fp32", "cuda": "fp16"}[device] if precision == "auto" else precision
     for name in (model, ""):

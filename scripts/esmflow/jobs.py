@@ -18,6 +18,7 @@ class Shard:
     """A fixed list of sequences that is embedded and committed as a whole."""
 
     name: str
+    model: str
     file: str
     treatment: str
     outputs: list[Output]
@@ -30,13 +31,20 @@ class Shard:
 
 
 @dataclass(frozen=True)
+class JobModel:
+    """What a job needs to know of a model."""
+
+    descriptor: str
+    """Its file."""
+    precision: str
+
+
+@dataclass(frozen=True)
 class Job:
-    """The shards of one worker job, dearest first, all for one model."""
+    """The shards of one worker job: model by model, dearest first."""
 
     name: str
-    model: str
-    descriptor: str
-    precision: str
+    models: dict[str, JobModel]
     serves: list[str]
     """The feature tables that need this job, as `sample/model/layer6.mean`."""
     shards: list[Shard]
@@ -54,7 +62,8 @@ class Job:
     def load(cls, path: Path) -> "Job":
         """Read a job written by `save`."""
         fields = json.loads(path.read_text(encoding="utf-8"))
+        models = {name: JobModel(**model) for name, model in fields["models"].items()}
         shards = [
             Shard(**shard | {"outputs": [Output(*output) for output in shard["outputs"]]}) for shard in fields["shards"]
         ]
-        return cls(**fields | {"shards": shards})
+        return cls(**fields | {"models": models, "shards": shards})

@@ -7,7 +7,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from esmflow import database, estimate, files
 from esmflow.descriptor import Descriptor
-from esmflow.jobs import SHARD, Job, Shard
+from esmflow.jobs import SHARD, Job, JobModel, Shard
 from esmflow.spec import WHOLE, ModelSpec, Output
 from esmflow.store import Space, Store, damaged
 from esmflow.treatment import cost, kept, value_bytes
@@ -43,6 +43,8 @@ class Sizes:
     """None if the worker is to choose."""
     part_bytes: float = math.inf
     """Of vectors, beyond which a feature table is written in parts."""
+    mix_models: bool = False
+    """Whether a job may have shards of several models."""
 
     @property
     def shard_cost(self) -> float:
@@ -103,18 +105,10 @@ def plan(
                     served[shard_name].add(table)
 
         earlier = _receipts(receipts)
-        jobs = []
-        summaries: dict[str, dict[str, object]] = {}
-        for spec, count in zip(specs, _share([shards[spec.name] for spec in specs], sizes), strict=True):
-            for dealt in deal(shards[spec.name], count):
-                content = " ".join([spec.name, *sorted(shard.name for shard in dealt)])
-                name = hashlib.sha256(content.encode()).hexdigest()[:12]
-                serves = sorted(set().union(*(served[shard.name] for shard in dealt)))
-                located = [_at(shard, directory) for shard in dealt]
-                job = Job(name, spec.name, str(descriptors[spec.name]), spec.precision, serves, located)
-                job.save(work / "jobs" / f"{name}.json")
-                jobs.append(job)
-                summaries[name] = _summary(job, spec, models[spec.name], longest, earlier.values(), sizes)
+        jobs = [_job(dealt, specs, descriptors, served, directory) for dealt in _deal_all(list(shards.values()), sizes)]
+        summaries = {job.name: _summary(job, specs, models, longest, earlier.values(), sizes) for job in jobs}
+        for job in jobs:
+            job.save(work / "jobs" / f"{job.name}.json")
         for name in summaries.keys() & earlier.keys():
             # Planned again, its earlier receipt speaks of what the store has lost since.
             (receipts / f"{name}.json").unlink()
@@ -167,48 +161,79 @@ def _share(shards: Sequence[Sequence[Shard]], sizes: Sizes) -> list[int]:
     return jobs
 
 
-def _at(shard: Shard, directory: Path) -> Shard:
-    """The shard with its file's place in the finished plan."""
-    return Shard(**shard.__dict__ | {"file": str(directory / "shards" / shard.file)})
+def _deal_all(shards: Sequence[Sequence[Shard]], sizes: Sizes) -> list[list[Shard]]:
+    """The shards of each job, from those of each model."""
+    if not sizes.mix_models:
+        counts = _share(shards, sizes)
+        return [dealt for own, count in zip(shards, counts, strict=True) for dealt in deal(own, count)]
+    together = [shard for own in shards for shard in own]
+    full = math.ceil(sum(shard.cost for shard in together) / sizes.shard_cost)
+    order = {own[0].model: number for number, own in enumerate(shards) if own}
+    dealt = deal(together, min(sizes.max_jobs, full, len(together)))
+    return [sorted(own, key=lambda shard: order[shard.model]) for own in dealt]
+
+
+def _job(
+    shards: Sequence[Shard],
+    specs: Sequence[ModelSpec],
+    descriptors: Mapping[str, Path],
+    served: Mapping[str, set[str]],
+    directory: Path,
+) -> Job:
+    """A job of these shards, as it will lie in `directory`. Its name follows from its content."""
+    held = {shard.model for shard in shards}
+    content = " ".join([*sorted(held), *sorted(shard.name for shard in shards)])
+    return Job(
+        hashlib.sha256(content.encode()).hexdigest()[:12],
+        {spec.name: JobModel(str(descriptors[spec.name]), spec.precision) for spec in specs if spec.name in held},
+        sorted(set().union(*(served[shard.name] for shard in shards))),
+        [replace(shard, file=str(directory / "shards" / shard.file)) for shard in shards],
+    )
+
+
+def _summary(
+    job: Job,
+    specs: Sequence[ModelSpec],
+    models: Mapping[str, Descriptor],
+    longest: int,
+    receipts: Collection[Mapping[str, Any]],
+    sizes: Sizes,
+) -> dict[str, object]:
+    """What `plan.json` tells of a job. longest: residues of the longest sequence of all samples."""
+    minutes, memory = 0.0, 0
+    for spec in specs:
+        if shards := [shard for shard in job.shards if shard.model == spec.name]:
+            descriptor = models[spec.name]
+            rate = estimate.rate(receipts, spec.name, spec.precision, sizes.gpus_per_job)
+            minutes += estimate.minutes(descriptor, sum(shard.cost for shard in shards), rate)
+            needed = estimate.memory_mb(
+                descriptor,
+                {output for shard in shards for output in shard.outputs},
+                device=rate.device,
+                threads=sizes.threads,
+                longest=longest if spec.long_treatment == WHOLE else min(longest, spec.max_length),
+                tokens_per_pack=sizes.tokens_per_pack,
+                shard_bytes=max(shard.value_bytes for shard in shards),
+            )
+            memory = max(memory, needed)
+    return {
+        "models": list(job.models),
+        "shards": len(job.shards),
+        "sequences": sum(shard.sequences for shard in job.shards),
+        "cost": job.cost,
+        "minutes": round(minutes, 2),
+        "memory_mb": memory,
+    }
 
 
 def _table(sample: str, model: str, output: Output) -> str:
     return f"{sample}/{model}/{output.file_stem}"
 
 
-def _summary(
-    job: Job,
-    spec: ModelSpec,
-    descriptor: Descriptor,
-    longest: int,
-    receipts: Collection[Mapping[str, Any]],
-    sizes: Sizes,
-) -> dict[str, object]:
-    """What `plan.json` tells of a job. longest: residues of the longest sequence of all samples."""
-    rate = estimate.rate(receipts, spec.name, spec.precision, sizes.gpus_per_job)
-    memory = estimate.memory_mb(
-        descriptor,
-        {output for shard in job.shards for output in shard.outputs},
-        device=rate.device,
-        threads=sizes.threads,
-        longest=longest if spec.long_treatment == WHOLE else min(longest, spec.max_length),
-        tokens_per_pack=sizes.tokens_per_pack,
-        shard_bytes=max(shard.value_bytes for shard in job.shards),
-    )
-    return {
-        "model": job.model,
-        "shards": len(job.shards),
-        "sequences": sum(shard.sequences for shard in job.shards),
-        "cost": job.cost,
-        "minutes": round(estimate.minutes(descriptor, job.cost, rate), 2),
-        "memory_mb": memory,
-    }
-
-
 def _receipts(directory: Path) -> dict[str, dict[str, Any]]:
     """Model, figures and tables served of each receipt on disk."""
     return {
-        path.stem: {name: content[name] for name in ("model", "figures", "serves")}
+        path.stem: {name: content[name] for name in ("models", "figures", "serves")}
         for path in sorted(directory.glob("[!.]*.json"))
         for content in [json.loads(path.read_text(encoding="utf-8"))]
     }
@@ -376,7 +401,7 @@ class _ShardWriter:
     """Writes one shard piece by piece; its name follows from what was written."""
 
     def __init__(self, directory: Path, spec: ModelSpec, descriptor: Descriptor, batch: _Batch) -> None:
-        self._directory, self._batch = directory, batch
+        self._directory, self._batch, self._model = directory, batch, spec.name
         self._path = directory / "unnamed"
         self._writer = pq.ParquetWriter(self._path, SHARD, compression="zstd")
         space = Space(descriptor.sha256, batch.treatment, spec.precision)
@@ -404,6 +429,7 @@ class _ShardWriter:
         connection.unregister("written")
         return Shard(
             name,
+            self._model,
             file,
             self._batch.treatment,
             self._batch.outputs,

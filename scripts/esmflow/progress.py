@@ -32,21 +32,17 @@ class WorkProgress:
         self._progress = Progress(log)
         self._sequences, self._residues, self._cost = sequences, residues, cost
         self._start = time.monotonic()
-        self._done_sequences = self._done_residues = 0
-        self._done_cost = 0.0
+        self._final = False
 
-    def add(self, sequences: int, residues: int, cost: float) -> None:
-        """Count a finished pack."""
-        self._done_sequences += sequences
-        self._done_residues += residues
-        self._done_cost += cost
+    def update(self, sequences: int, residues: int, cost: float) -> None:
+        """Take what is done so far."""
         seconds = max(time.monotonic() - self._start, 1e-9)
-        left = seconds * max(self._cost / self._done_cost - 1, 0) if self._done_cost else 0
+        left = seconds * max(self._cost / cost - 1, 0) if cost else 0
+        final, self._final = sequences == self._sequences and not self._final, sequences == self._sequences
         self._progress.report(
-            f"{self._done_sequences:,} of {self._sequences:,} sequences, "
-            f"{self._done_residues:,} of {self._residues:,} residues, "
-            f"{self._done_residues / seconds:,.0f} residues/s, {duration(left)} left",
-            final=self._done_sequences == self._sequences,
+            f"{sequences:,} of {self._sequences:,} sequences, {residues:,} of {self._residues:,} residues, "
+            f"{residues / seconds:,.0f} residues/s, {duration(left)} left",
+            final=final,
         )
 
 

@@ -16,7 +16,6 @@ NUMERICS_VERSION = 1
 #: The treatment of a sequence that goes through the model as it is.
 WHOLE = "whole"
 
-
 #: Representations of which a protein has one vector, whatever its length.
 VECTORS = ("mean", "bos", "max", "std")
 #: Representations of which a protein has as much as its length asks for.

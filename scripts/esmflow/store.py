@@ -129,6 +129,17 @@ def commit(
         _seal(temporary)
 
 
+def merge(path: Path, parts: Sequence[Path]) -> None:
+    """Commit the rows of several files as one, in one atomic step, and remove those files."""
+    tables = [pq.read_table(part) for part in parts]
+    merged = pa.concat_tables(tables).combine_chunks().replace_schema_metadata(tables[0].schema.metadata)
+    with files.atomic(path) as temporary:
+        pq.write_table(merged, temporary, **VECTOR_FILE)
+        _seal(temporary)
+    for part in parts:
+        part.unlink(missing_ok=True)
+
+
 def _column(output: Output, arrays: Sequence[np.ndarray]) -> pa.Array:
     if not output.ragged:
         return vector_array(np.stack(arrays))

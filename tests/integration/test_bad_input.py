@@ -169,7 +169,13 @@ def ingest_arguments(target: Path, fasta: Path) -> list[str | Path]:
 def embed_arguments(baseline: Baseline, target: Path) -> list[str | Path]:
     [job] = (baseline.work.root / "results/plan/jobs").iterdir()
     places = ["--job", job.relative_to(baseline.work.root), "--store", target / "store"]
-    return [*places, "--receipt", target / "receipts" / job.name, "--threads", "2"]
+    outputs = [
+        "--receipt",
+        target / "receipts" / job.name,
+        "--heartbeats",
+        target.with_name(f"{target.name}-heartbeats"),
+    ]
+    return [*places, *outputs, "--threads", "2"]
 
 
 def features_arguments(target: Path) -> list[str | Path]:
@@ -179,25 +185,31 @@ def features_arguments(target: Path) -> list[str | Path]:
     return ["--model", MODEL, "--spec", spec, *inputs, *output]
 
 
-def test_weights_swapped_between_fetch_and_embed_are_named(small: Workspace) -> None:
+def test_weights_swapped_between_fetch_and_embed_are_named(
+    small: Workspace, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     small.run("--until", "plan")
     reference.tiny_esm2(small.root / "tiny.pt", embed_dim=64)
     [job] = (small.root / "results/plan/jobs").iterdir()
     before = small.files()
-    result = script("embed", "--job", job, "--store", "store", "--receipt", "r.json", cwd=small.root)
+    arguments = ["--job", job, "--store", "store", "--receipt", "r.json"]
+    result = script("embed", *arguments, "--heartbeats", tmp_path_factory.mktemp("beats"), cwd=small.root)
     assert result.returncode == 65
     assert "tiny.pt" in error_line(result)
     assert small.files() == before
 
 
-def test_weights_swapped_for_others_of_the_same_size_are_named(small: Workspace) -> None:
+def test_weights_swapped_for_others_of_the_same_size_are_named(
+    small: Workspace, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     small.run("--until", "plan")
     size = (small.root / "tiny.pt").stat().st_size
     reference.tiny_esm2(small.root / "tiny.pt", seed=1)
     assert (small.root / "tiny.pt").stat().st_size == size
     [job] = (small.root / "results/plan/jobs").iterdir()
     before = small.files()
-    result = script("embed", "--job", job, "--store", "store", "--receipt", "r.json", cwd=small.root)
+    arguments = ["--job", job, "--store", "store", "--receipt", "r.json"]
+    result = script("embed", *arguments, "--heartbeats", tmp_path_factory.mktemp("beats"), cwd=small.root)
     assert result.returncode == 65
     assert "tiny.pt" in error_line(result)
     assert small.files() == before
@@ -387,7 +399,7 @@ def test_ctrl_c_amid_the_imports_is_told_in_one_line() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "embed.py"), "--help"]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
-        wait_until(lambda: any("torch" in part.path for part in psutil.Process(process.pid).memory_maps()), process)
+        wait_until(lambda: any("pyarrow" in part.path for part in psutil.Process(process.pid).memory_maps()), process)
         process.send_signal(signal.SIGINT)
         out, errors = process.communicate(timeout=60)
     finally:

@@ -52,8 +52,8 @@ def moment(number: int, work: Workspace, worker: psutil.Process) -> Callable[[],
     reached: list[float] = []
 
     def computed() -> float:
-        times = worker.cpu_times()
-        return float(times.user + times.system)
+        times = [process.cpu_times() for process in [worker, *worker.children()]]
+        return float(sum(own.user + own.system for own in times))
 
     def come() -> bool:
         if number == 0:

@@ -19,8 +19,8 @@ PROTEINS = [("ACDEFGHIKLMNPQRSTVWY" * 20)[start : start + 300] for start in rang
 
 
 def receipt(model: str, flops_per_second: float, seconds: float, device: str = "cpu", precision: str = "fp32") -> Any:
-    figures = {"flops_per_second": flops_per_second, "embed_seconds": seconds}
-    return {"model": model, "figures": figures | {"device": device, "precision": precision}, "serves": []}
+    use = {"flops": flops_per_second * seconds, "computing_seconds": seconds, "device": device, "precision": precision}
+    return {"models": {model: use}, "figures": {"processes": 1}, "serves": []}
 
 
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda")])
@@ -46,7 +46,7 @@ def test_a_new_model_is_taken_to_be_as_fast_as_the_others_at_its_precision() -> 
 
 
 def test_receipts_without_figures_of_a_model_tell_nothing() -> None:
-    assert not rate([{"model": "m", "figures": {"seconds": 1.0}, "serves": []}], "m", "auto", 0).measured
+    assert not rate([{"models": {}, "figures": {"processes": 0}, "serves": []}], "m", "auto", 0).measured
 
 
 def test_where_all_jobs_found_no_gpu_the_next_will_find_none() -> None:
@@ -85,7 +85,16 @@ def test_the_plan_takes_the_time_of_a_job_from_the_rate_of_earlier_ones(tmp_path
 @pytest.mark.parametrize("representations", [("mean",), ("per_tok",), ("contacts",)])
 def test_a_worker_takes_no_more_memory_than_the_plan_says(tmp_path: Path, representations: tuple[str, ...]) -> None:
     [(name, job)] = planned(tmp_path, representations).items()
-    arguments = ["--job", f"plan/jobs/{name}.json", "--store", "store", "--receipt", "receipts/r.json"]
+    arguments = [
+        "--job",
+        f"plan/jobs/{name}.json",
+        "--store",
+        "store",
+        "--receipt",
+        "receipts/r.json",
+        "--heartbeats",
+        "beats",
+    ]
     assert script("embed", *arguments, "--threads", "2", cwd=tmp_path).returncode == 0
     peak = json.loads((tmp_path / "receipts/r.json").read_text())["figures"]["peak_memory_bytes"]
     assert job["memory_mb"] / 4 < peak / 2**20 <= job["memory_mb"]

@@ -14,7 +14,8 @@ from esmflow.catalog import ingest
 from esmflow.descriptor import Architecture, Descriptor
 from esmflow.errors import DataError, IncompleteError
 from esmflow.features import write_table
-from esmflow.jobs import Job, Shard
+from esmflow.health import Health, Heartbeat
+from esmflow.jobs import Job, JobModel, Shard
 from esmflow.spec import WHOLE, ModelSpec, Output
 from esmflow.store import Space, Store, commit
 from esmflow.worker import Worker
@@ -112,8 +113,9 @@ def test_a_worker_computes_a_damaged_shard_again(held: Held, damage: str) -> Non
     held.file.write_bytes({"page of vectors": content, "cut short": content[:-1], "empty": b""}[damage])
     MODEL.save(held.root / "m.json")
     commit_all(held, "whole", [None] * len(RESIDUES))
-    shards = [Shard(name, "", WHOLE, OUTPUTS, len(RESIDUES), 0, 1.0, 0) for name in ("shard", "whole")]
-    worker = Worker(Job("j", "m", str(held.root / "m.json"), SPEC.precision, [], shards), held.store)
+    shards = [Shard(name, "m", "", WHOLE, OUTPUTS, len(RESIDUES), 0, 1.0, 0) for name in ("shard", "whole")]
+    job = Job("j", {"m": JobModel(str(held.root / "m.json"), SPEC.precision)}, [], shards)
+    worker = Worker(job, held.store, Health(held.root / "heartbeats", Heartbeat("j")), {})
     assert [shard.name for shard in worker.pending] == ["shard"]
 
 

@@ -1,0 +1,148 @@
+"""What a process of the worker holds: a device, its models, and the way of a shard through them."""
+
+import logging
+import os
+import resource
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from esmflow import weights
+from esmflow.check import self_check
+from esmflow.device import auto_tokens, choose_device
+from esmflow.engine import Engine, Figures
+from esmflow.jobs import SHARD
+from esmflow.model import Esm
+from esmflow.pool import Report
+from esmflow.registry import ModelRegistry
+from esmflow.store import commit
+from esmflow.tasks import EmbedShard, Model, StartServer
+
+#: Seconds between two reports of progress.
+_INTERVAL = 1.0
+
+log = logging.getLogger(__name__)
+
+
+class Server:
+    """Embeds shards with the models of a registry.
+
+    report: is told what shard is in hand, and its sequences, residues and FLOPs that are done; None when it is done.
+    """
+
+    def __init__(self, registry: ModelRegistry, report: Report) -> None:
+        self.registry = registry
+        self._report = report
+
+    @classmethod
+    def start(cls, settings: StartServer, index: int, report: Report) -> "Server":
+        """A server on the device of the process of that number. Raises DeviceError if there is no such device."""
+        device = choose_device(settings.device)
+        if device.type == "cuda" and device.index is None:
+            device = torch.device("cuda", index % torch.cuda.device_count())
+            torch.cuda.set_device(device)
+
+        def load(model: Model, precision: str) -> Engine:
+            return load_engine(model, precision, device, settings.threads, settings.tokens_per_pack)
+
+        return cls(ModelRegistry(device, load), report)
+
+    def embed(self, shard: EmbedShard) -> dict[str, Any]:
+        """Embed and commit a shard; returns its figures, and those of the process so far."""
+        start = time.monotonic()
+        resident = self.registry.get(shard.model)
+        engine, ready = resident.engine, time.monotonic()
+        engine.figures = Figures()
+        table = pq.read_table(shard.file, schema=SHARD).slice(shard.first, shard.stop - shard.first)
+        sequences = table["residues"].to_pylist()
+        progress = _Progress(self._report, shard)
+        engine.submit(sequences, shard.outputs, shard.treatment, progress.add)
+        [(_, embedded)] = engine.drain()
+        figures = asdict(engine.figures)
+        if resident.check is None:
+            resident.check = self_check(engine, sequences, shard.outputs, shard.treatment, embedded)
+        metadata = {
+            "model": shard.model.descriptor.name,
+            "weights_sha256": shard.model.descriptor.sha256,
+            "precision": engine.model.precision,
+            "attention": engine.model.attention,
+        }
+        commit(shard.target, table["key"].combine_chunks(), embedded.reasons, embedded.values, metadata)
+        self._report(None)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return {
+            "seconds": time.monotonic() - ready,
+            "loading_seconds": ready - start,
+            "figures": figures,
+            "self_check": asdict(resident.check),
+            "model": {
+                "device": str(engine.model.device),
+                "precision": engine.model.precision,
+                "attention": engine.model.attention,
+                "tokens_per_pack": engine.tokens_per_pack,
+                "weights_bytes": resident.bytes,
+            },
+            "pid": os.getpid(),
+            "process": {
+                "loads": self.registry.loads,
+                "switches": self.registry.switches,
+                "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+            },
+        }
+
+
+def load_engine(
+    model: Model, precision: str, device: torch.device, threads: int, tokens_per_pack: int | None
+) -> Engine:
+    """Read a model's weights and make its engine; without a token budget, that which suits the device."""
+    start = time.monotonic()
+    parts = [Path(file) for file in model.descriptor.files]
+    esm = Esm(weights.read(parts), device, precision=precision, attention=model.attention)
+
+    def exact() -> Esm:
+        return Esm(weights.read(parts), device)
+
+    engine = Engine(
+        esm,
+        tokens_per_pack=tokens_per_pack or auto_tokens(esm),
+        threads=threads,
+        exact=None if precision == "fp32" else exact,
+    )
+    log.info(
+        "model %s on %s after %.1f s; %s, attention %s, %d tokens per pack, %d threads",
+        model.descriptor.name,
+        device,
+        time.monotonic() - start,
+        precision,
+        esm.attention,
+        engine.tokens_per_pack,
+        threads,
+    )
+    return engine
+
+
+class _Progress:
+    """Tells once a second how far a shard is."""
+
+    def __init__(self, report: Report, shard: EmbedShard) -> None:
+        self._report = report
+        self._done: dict[str, Any] = {"sequences": 0, "residues": 0, "cost": 0.0}
+        self._about = {"model": shard.model.descriptor.name, "shard": shard.target.stem}
+        self._tell()
+
+    def add(self, sequences: int, residues: int, flops: float) -> None:
+        """Count a finished pack."""
+        self._done["sequences"] += sequences
+        self._done["residues"] += residues
+        self._done["cost"] += flops
+        if time.monotonic() - self._told >= _INTERVAL:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._report(self._about | self._done)
+        self._told = time.monotonic()

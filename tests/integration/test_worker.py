@@ -1,0 +1,250 @@
+"""The worker's command with its pool: several processes and models, deaths, signals, the end of the allocation.
+
+The number of rounds of the random tests can be raised with the environment variable ROUNDS.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import reference
+from esmflow.health import Health, Heartbeat
+from esmflow.jobs import Job
+from esmflow.pool import Report, WorkerPool
+from esmflow.server import Server
+from esmflow.store import Store
+from esmflow.tasks import EmbedShard, StartServer
+from esmflow.worker import Stop, Worker
+from worker_jobs import assert_equal, make_job, rows, stored, wanted
+from workflow import DEADLINE, ENVIRONMENT, ROOT, error_line, wait_until, written_times
+
+ROUNDS = int(os.environ.get("ROUNDS", "3"))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two tiny models."""
+    directory = tmp_path_factory.mktemp("weights")
+    paths = {name: directory / f"{name}.pt" for name in ("one", "two")}
+    for seed, path in enumerate(paths.values()):
+        reference.tiny_esm2(path, seed=seed)
+    return paths
+
+
+def command(job: Path, place: Path, *options: str) -> list[str]:
+    outputs = ["--store", place / "store", "--receipt", place / "receipt.json", "--heartbeats", place / "heartbeats"]
+    return [*map(str, [sys.executable, ROOT / "scripts" / "embed.py", "--job", job, *outputs]), *options]
+
+
+def embed(job: Path, place: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(job, place, *options), env=ENVIRONMENT, capture_output=True, text=True, check=False)
+
+
+def receipt(place: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((place / "receipt.json").read_text())
+    return found
+
+
+def start(job: Path, place: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(command(job, place, *options), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
+
+
+def committed(place: Path) -> list[Path]:
+    return sorted((place / "store").rglob("[!.]*.parquet"))
+
+
+def beats(place: Path) -> int | None:
+    """The process whose heartbeat there is."""
+    found = list((place / "heartbeats").glob("[!.]*.json"))
+    return json.loads(found[0].read_text())["pid"] if found else None
+
+
+@pytest.fixture(scope="module")
+def many(weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A job of 60 shards, done by one process without trouble: the job's file, and where it was done."""
+    root = tmp_path_factory.mktemp("many")
+    job = make_job(root, {"one": weights["one"]}, 60, per_shard=40, longest=250)
+    assert embed(job, root).returncode == 0
+    return job, root
+
+
+def test_three_processes_load_each_model_once_and_give_what_one_gives(weights: dict[str, Path], tmp_path: Path) -> None:
+    job = make_job(tmp_path, weights, 20)
+    for processes in ("1", "3"):
+        result = embed(job, tmp_path / processes, "--processes", processes)
+        assert result.returncode == 0, result.stderr
+    one, three = (receipt(tmp_path / processes) for processes in ("1", "3"))
+    assert (one["figures"]["model_loads"], three["figures"]["model_loads"]) == (2, 6)
+    assert three["figures"]["processes"] == 3
+    assert three["sequences_computed"] == wanted(job)
+    assert_equal(Store(tmp_path / "3" / "store"), Store(tmp_path / "1" / "store"))
+
+
+def test_processes_killed_at_random_lose_and_double_no_row(many: tuple[Path, Path], tmp_path: Path) -> None:
+    job, expected = many
+    for number in range(ROUNDS):
+        place, draw, killed = tmp_path / str(number), random.Random(number), 0
+        process = start(job, place, "--processes", "2", "--threads", "2")
+        try:
+            worker = psutil.Process(process.pid)
+            while process.poll() is None:
+                more = len(committed(place)) + draw.randint(3, 20)
+                wait_until(lambda more=more, place=place: len(committed(place)) >= more, process)  # type: ignore[misc]
+                with suppress(psutil.NoSuchProcess, IndexError):
+                    draw.choice([c for c in worker.children() if "spawn_main" in " ".join(c.cmdline())]).kill()
+                    killed += 1
+            _, errors = process.communicate()
+        finally:
+            process.kill()
+        assert process.returncode == 0, errors
+        assert killed >= 2
+        assert rows(Store(place / "store")) == wanted(job)
+        assert receipt(place)["skipped"] == []
+        assert_equal(Store(place / "store"), Store(expected / "store"))
+
+
+def test_a_signal_at_any_moment_ends_it_with_75_and_nothing_is_computed_again(
+    many: tuple[Path, Path], tmp_path: Path
+) -> None:
+    job, expected = many
+    first_seen: dict[Path, tuple[int, int]] = {}
+    for number in range(ROUNDS):
+        draw = random.Random(number)
+        process = start(job, tmp_path)
+        try:
+            moment = draw.choice(["heartbeats", "store"])
+            more = len(committed(tmp_path)) + draw.randint(0, 3)
+            if moment == "heartbeats":
+                wait_until((tmp_path / "heartbeats").exists, process)
+            else:
+                wait_until(lambda more=more: len(committed(tmp_path)) > more, process)  # type: ignore[misc]
+            process.send_signal(draw.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]))
+            asked = time.monotonic()
+            _, errors = process.communicate(timeout=DEADLINE)
+        finally:
+            process.kill()
+        assert process.returncode == 75, errors
+        assert time.monotonic() - asked < 10
+        assert "run the same command again" in errors
+        assert not (tmp_path / "receipt.json").exists()
+        for path, times in written_times(committed(tmp_path)).items():
+            first_seen.setdefault(path, times)
+    assert len(first_seen) < 60
+    assert embed(job, tmp_path).returncode == 0
+    assert written_times(first_seen) == first_seen
+    assert sum(not shard["computed"] for shard in receipt(tmp_path)["shards"]) == len(first_seen)
+    assert_equal(Store(tmp_path / "store"), Store(expected / "store"))
+
+
+def test_it_stops_by_itself_before_the_allocation_ends(esm2_8m: Path, tmp_path: Path) -> None:
+    job = make_job(tmp_path, {"m": esm2_8m}, 200, per_shard=8, longest=600)
+    minutes = 0.2
+    began = time.monotonic()
+    result = embed(job, tmp_path, "--time-limit", str(minutes))
+    assert result.returncode == 75, result.stderr
+    assert time.monotonic() - began < 60 * minutes
+    assert "the allocation ends" in error_line(result)
+    assert not (tmp_path / "receipt.json").exists()
+    assert not list((tmp_path / "store").rglob(".*"))
+    assert rows(Store(tmp_path / "store")) == 8 * len(committed(tmp_path))
+
+
+@dataclass(frozen=True)
+class StartDeadly(StartServer):
+    """Servers that a certain sequence kills."""
+
+    deadly: bytes = b""
+
+    def __call__(self, index: int, report: Report) -> Server:
+        server = super().__call__(index, report)
+        embed_shard = server.embed
+
+        def embed(shard: EmbedShard) -> dict[str, Any]:
+            keys = pq.read_table(shard.file)["key"].slice(shard.first, shard.stop - shard.first).to_pylist()
+            if self.deadly in keys:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return embed_shard(shard)
+
+        server.embed = embed  # type: ignore[method-assign]
+        return server
+
+
+def test_a_sequence_that_kills_alone_is_skipped_and_its_neighbours_are_not(
+    weights: dict[str, Path], tmp_path: Path
+) -> None:
+    job_file = make_job(tmp_path, {"one": weights["one"]}, 3, per_shard=5)
+    job = Job.load(job_file)
+    [*_, deadly, _] = pq.read_table(job.shards[1].file)["key"].to_pylist()
+    store = Store(tmp_path / "store")
+    worker = Worker(job, store, Health(tmp_path / "heartbeats", Heartbeat(job.name)), {})
+    with WorkerPool(StartDeadly("cpu", 1, None, deadly), 1, on_report=worker.take_report) as pool:
+        worker.embed(pool, Stop())
+    assert embed(job_file, tmp_path / "healthy").returncode == 0
+    ours, theirs = stored(store), stored(Store(tmp_path / "healthy" / "store"))
+    assert ours.keys() == theirs.keys()
+    reasons = {key: value for (_, key), value in ours.items() if isinstance(value, str)}
+    assert list(reasons) == [deadly]
+    assert "died of signal SIGKILL" in reasons[deadly]
+    assert [path.stem for path in committed(tmp_path)] == sorted(shard.name for shard in job.shards)
+    assert not list((tmp_path / "store").rglob(".*"))
+    skipped = worker.receipt()["skipped"]
+    assert [entry["key"] for entry in skipped] == [deadly.hex()]
+
+
+def test_the_shards_of_a_model_that_fails_do_not_stop_those_of_another(
+    weights: dict[str, Path], tmp_path: Path
+) -> None:
+    job = make_job(tmp_path, weights, 4)
+    content = weights["two"].read_bytes()
+    try:
+        weights["two"].write_bytes(content[:1000])
+        result = embed(job, tmp_path)
+    finally:
+        weights["two"].write_bytes(content)
+    assert result.returncode == 65
+    assert "two.pt" in error_line(result)
+    assert len(committed(tmp_path)) == 4
+    assert not (tmp_path / "receipt.json").exists()
+
+
+@pytest.fixture
+def beating(many: tuple[Path, Path], tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    process = start(many[0], tmp_path)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_the_heartbeat_and_the_metrics_tell_what_is_done(many: tuple[Path, Path]) -> None:
+    job, place = many
+    beat = json.loads((place / "heartbeats" / "0123456789ab.json").read_text())
+    assert beat["state"] == "dead"
+    assert (beat["shards"], beat["shards_done"]) == (60, 60)
+    assert beat["sequences_done"] == beat["sequences"] == wanted(job)
+    assert beat["tokens"] == beat["residues"] + 2 * beat["sequences"]
+    metrics = (place / "heartbeats" / "0123456789ab.prom").read_text()
+    assert f'esmflow_sequences_total{{job="0123456789ab"}} {float(wanted(job))}' in metrics
+    assert 'esmflow_state{job="0123456789ab",state="dead"} 1.0' in metrics
+    assert 'esmflow_model_loads_total{job="0123456789ab"} 1.0' in metrics
+
+
+def test_a_heartbeat_is_there_while_it_works(beating: subprocess.Popen[str], tmp_path: Path) -> None:
+    path = tmp_path / "heartbeats" / "0123456789ab.json"
+    wait_until(lambda: path.exists() and json.loads(path.read_text())["state"] == "busy", beating)
+    beat = json.loads(path.read_text())
+    assert beat["pid"] == beating.pid
+    [child] = beat["processes"]
+    assert psutil.Process(child).ppid() == beating.pid
+    assert beat["host"] == os.uname().nodename
