@@ -41,6 +41,24 @@ def measure(inputs: Path, work: Path, repeats: int, residues: int, proteins: int
 
 def esmflow(inputs: Path, work: Path, proteins: int) -> tuple[Cost, dict[str, Any]]:
     """One run of the workflow, and what its receipt and its rules' benchmark files say."""
+    command = prepare(inputs, work)
+    cost = run(command, work / "snakemake.log", work)
+    with (work / "results" / "status" / "sample.tsv").open() as file:
+        embedded = sum(row["status"] == "embedded" for row in csv.DictReader(file, delimiter="\t"))
+    assert embedded == proteins, f"{embedded} of {proteins} were embedded"
+    (receipt,) = (json.loads(path.read_text()) for path in (work / "results" / "receipts").glob("*.json"))
+    figures = receipt["figures"]
+    return cost, {
+        "worker_seconds": figures["seconds"],
+        "embed_seconds": figures["computing_seconds"],
+        "embed_peak_bytes": figures["peak_memory_bytes"],
+        "pack_fill": figures["pack_fill"],
+        "rule_seconds": _rule_seconds(work / "results" / "benchmarks"),
+    }
+
+
+def prepare(inputs: Path, work: Path, **sharding: float) -> list[str | Path]:
+    """A fresh directory for a run of the workflow, with the weights in place; the command that runs it."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     (work / "samples.tsv").write_text(f"sample\tfasta\nsample\t{inputs / 'proteins.fasta'}\n")
@@ -55,24 +73,13 @@ def esmflow(inputs: Path, work: Path, proteins: int) -> tuple[Cost, dict[str, An
                 "long_sequences": "truncate",
             }
         },
+        "sharding": sharding,
         "workers": {"max_jobs": 1, "gpus_per_job": 0},
     }
     (work / "config.yaml").write_text(json.dumps(config))
     command = [*SNAKEMAKE, "--profile", ROOT / "profiles" / "local", "--configfile", "config.yaml"]
     run([*command, "--", "results/models/esm2_8M.json"], work / "fetch.log", work)
-    cost = run(command, work / "snakemake.log", work)
-    with (work / "results" / "status" / "sample.tsv").open() as file:
-        embedded = sum(row["status"] == "embedded" for row in csv.DictReader(file, delimiter="\t"))
-    assert embedded == proteins, f"{embedded} of {proteins} were embedded"
-    (receipt,) = (json.loads(path.read_text()) for path in (work / "results" / "receipts").glob("*.json"))
-    figures = receipt["figures"]
-    return cost, {
-        "worker_seconds": figures["seconds"],
-        "embed_seconds": figures["computing_seconds"],
-        "embed_peak_bytes": figures["peak_memory_bytes"],
-        "pack_fill": figures["pack_fill"],
-        "rule_seconds": _rule_seconds(work / "results" / "benchmarks"),
-    }
+    return command
 
 
 def fair_esm(inputs: Path, work: Path, workers: int, proteins: int) -> Cost:

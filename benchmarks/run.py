@@ -9,6 +9,7 @@ The parts, on the same real proteins (inputs.py) and the same ESM-2 8M:
 - end_to_end: FASTA to vectors, the whole command, against an equivalent of fair-esm's extraction script (end_to_end.py)
 - forward: forward passes and pooling alone, against transformers and fair-esm's module; the engine's fill, its share
   of the machine's peak and of the time outside the forward pass (forward.py)
+- workers: the worker's start, the time between its shards, and two processes against one (workers.py)
 - scale: ingest and plan of a million records (scale.py)
 - large_plan, large_table, many_samples: only if asked for; some 15 minutes and 20 GB of disk (scale.py)
 Contenders take turns and medians are compared; run it on a quiet machine (measure.py tells why). Nothing fails for
@@ -29,9 +30,10 @@ from typing import Any
 
 import end_to_end
 import scale
+import workers
 from measure import BUILD, HERE, PYTHON, run
 
-PARTS = ["end_to_end", "forward", "scale"]
+PARTS = ["end_to_end", "forward", "workers", "scale"]
 LARGE_PARTS = {
     "large_plan": lambda inputs, work: scale.measure_plan(inputs, work, 10_000_000, 10_000),
     "large_table": lambda inputs, work: scale.measure_table(inputs, work, 1_000_000, 50_000),
@@ -81,6 +83,9 @@ def main() -> None:
         if "forward" in options.only:
             keep("forward", about | measure_forward(inputs, work, options.repeats, residues))
             print_forward(record["forward"])
+        if "workers" in options.only:
+            keep("workers", workers.measure(inputs, work / "workers", options.repeats))
+            print_workers(record["workers"])
         if "scale" in options.only:
             keep("scale", scale.measure(inputs, work / "scale", options.records))
             print_scale(record["scale"])
@@ -173,6 +178,17 @@ def print_forward(part: dict[str, Any]) -> None:
     for name, value in part["engine"].items():
         text = f"{value / 1e9:,.1f} GFLOP/s" if name.endswith("flops_per_second") else f"{value:,}"
         print(f"  {name.replace('_', ' '):44} {text}")
+
+
+def print_workers(part: dict[str, Any]) -> None:
+    print("\nThe worker, in processes of one thread each")
+    for name in ("one_process", "two_processes"):
+        own = part[name]
+        print(
+            f"  {name.replace('_', ' '):14} {own['shards']} shards in {own['seconds']:.1f} s, of them "
+            f"{own['startup_seconds']:.1f} s before the first; idle between shards {own['idle_share']:.2%}"
+        )
+    print(f"  two are {part['speedup_after_start']:.2f} times as fast as one, once started")
 
 
 def print_scale(part: dict[str, Any]) -> None:

@@ -55,12 +55,12 @@ class Server:
     def embed(self, shard: EmbedShard) -> dict[str, Any]:
         """Embed and commit a shard; returns its figures, and those of the process so far."""
         start = time.monotonic()
+        progress = _Progress(self._report, shard)
         resident = self.registry.get(shard.model)
         engine, ready = resident.engine, time.monotonic()
         engine.figures = Figures()
         table = pq.read_table(shard.file, schema=SHARD).slice(shard.first, shard.stop - shard.first)
         sequences = table["residues"].to_pylist()
-        progress = _Progress(self._report, shard)
         engine.submit(sequences, shard.outputs, shard.treatment, progress.add)
         [(_, embedded)] = engine.drain()
         figures = asdict(engine.figures)

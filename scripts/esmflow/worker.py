@@ -102,6 +102,7 @@ class Worker:
         self._processes: dict[int, dict[str, int]] = {}
         self._uses: dict[str, dict[str, Any]] = {}
         self._in_hand: dict[int, dict[str, Any]] = {}
+        self._first = self._last = self._start
         sequences = sum(shard.sequences for shard in self.pending)
         residues = sum(shard.residues for shard in self.pending)
         cost = sum(shard.cost for shard in self.pending)
@@ -110,6 +111,8 @@ class Worker:
 
     def take_report(self, index: int, report: dict[str, Any] | None) -> None:
         """Take what a process of the pool tells: what it has in hand and how far it is with it; None when done."""
+        if self._first == self._start:
+            self._first = self._clock()
         if report is None:
             self._in_hand.pop(index, None)
         else:
@@ -178,7 +181,9 @@ class Worker:
 
     def _take(self, part: Part, result: dict[str, Any]) -> None:
         """Count what a process has done, and go on to the whole if that was the last half."""
-        _add(self._done, {"seconds": result["seconds"], "cost": part.cost})
+        self._last = self._clock()
+        busy = result["seconds"] + result["loading_seconds"]
+        _add(self._done, {"seconds": result["seconds"], "busy": busy, "cost": part.cost})
         _add(self._figures, result["figures"])
         self._processes[result["pid"]] = result["process"]
         use = self._uses.setdefault(
@@ -303,7 +308,11 @@ class Worker:
         capacity = figures["pack_capacity"] - figures["last_pack_free"]
         return {
             "seconds": round(seconds, 3),
+            "startup_seconds": round(self._first - self._start, 3),
             "computing_seconds": round(self._done["seconds"], 3),
+            "idle_share": round(1 - self._done["busy"] / (processes * (self._last - self._first)), 4)
+            if processes
+            else 0,
             "processes": processes,
             "process_restarts": restarts,
             "model_loads": self._sum("loads"),
