@@ -18,7 +18,7 @@ from esmflow.store import Store
 def main(options: Namespace) -> None:
     spec, descriptor = ModelSpec.of(options.model, options.spec), Descriptor.load(options.descriptor)
     [output] = spec.outputs(descriptor.architecture.layers)
-    part_bytes = None if options.part_mb is None else int(options.part_mb * 1e6)
+    part_bytes = None if options.part_mb is None else max(int(options.part_mb * 1e6), 1)
     write_table(options.catalog, spec, descriptor, output, Store(options.store), options.table, part_bytes)
 
 

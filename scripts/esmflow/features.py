@@ -67,20 +67,16 @@ def write_table(
             ],
             metadata_for(join.provenance(spec, descriptor, output, held)),
         )
-        row_bytes = 4 * embed_dim
-        rows = max(min(_SLICE_BYTES, part_bytes or _SLICE_BYTES) // row_bytes, 1)
+        rows = max(min(_SLICE_BYTES, part_bytes or _SLICE_BYTES) // (4 * embed_dim), 1)
         slices = [range(first, min(first + rows, embedded)) for first in range(0, embedded, rows)]
-        with tempfile.TemporaryFile(dir=table.parent) as scratch:
+        count = max(part_bytes // (4 * embed_dim * rows), 1) if part_bytes else max(len(slices), 1)
+        writing = files.atomic_directory(table) if part_bytes else files.atomic(table)
+        with writing as temporary, tempfile.TemporaryFile(dir=table.parent) as scratch:
             _scatter(connection, held, output, embed_dim, rows, scratch)
             scratch.seek(0)
-            if part_bytes is None:
-                _write_slices(connection, slices, scratch, schema, table)
-            else:
-                count = max(part_bytes // (rows * row_bytes), 1)
-                with files.atomic_directory(table) as directory:
-                    for number, first in enumerate(range(0, max(len(slices), 1), count)):
-                        part = directory / f"part-{number:05d}.parquet"
-                        _write_slices(connection, slices[first : first + count], scratch, schema, part)
+            for number, first in enumerate(range(0, max(len(slices), 1), count)):
+                part = temporary / f"part-{number:05d}.parquet" if part_bytes else temporary
+                _write_slices(connection, slices[first : first + count], scratch, schema, part)
     _remove_other_form(table)
     log.info("%s records: %s embedded, %s skipped", f"{records:,}", f"{embedded:,}", f"{records - embedded:,}")
 
@@ -114,9 +110,10 @@ def _write_slices(
 ) -> None:
     """Write slices, which come next in the scratch file, as one Parquet file, in the order of their records."""
     tables = _ahead(_read_slice(connection, own, scratch, schema) for own in slices)
-    with files.atomic(target) as temporary, pq.ParquetWriter(temporary, schema, **VECTOR_FILE) as writer:
+    with pq.ParquetWriter(target, schema, **VECTOR_FILE) as writer:
         for table in tables:
             writer.write_table(table)
+    files.sync(target)
 
 
 def _read_slice(connection: duckdb.DuckDBPyConnection, own: range, scratch: IO[bytes], schema: pa.Schema) -> pa.Table:

@@ -42,13 +42,19 @@ def atomic(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def atomic_directory(target: Path) -> Iterator[Path]:
-    """Yield a new temporary directory beside `target`; on success it replaces `target`, else it is removed."""
+    """Yield a new temporary directory beside `target`; on success it replaces `target`, else it is removed.
+
+    An OSError tells of `target`.
+    """
     temporary = temporary_name(target)
     temporary.mkdir(parents=True)
     try:
         yield temporary
         shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)
+    except OSError as error:
+        error.filename = error.filename or str(target)
+        raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

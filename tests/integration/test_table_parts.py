@@ -1,6 +1,7 @@
 """A table larger than the configured size is a directory of Parquet files that reads as the single file does."""
 
 import math
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 from test_reruns import features_arguments
-from workflow import LAYERS, MODEL, Baseline, Workspace, matrix, script, written_times
+from workflow import LAYERS, MODEL, Baseline, Workspace, error_line, matrix, script, written_times
 
 EMBED_DIM = 320
 NAME = f"layer{LAYERS}.mean"
+FILE_TOO_LARGE = "the file-size limit is reached; raise it (ulimit -f) and run again"
 COLUMNS = ["id", "length", "embedding"]
 
 
@@ -88,3 +90,14 @@ def test_parts_that_cannot_be_complete_are_not_written(again: Workspace) -> None
     result = script("features", *features_arguments("parts"), "--part-mb", "0.01", cwd=again.root)
     assert result.returncode == 75
     assert not (again.root / "parts").exists()
+
+
+@pytest.mark.parametrize("options", [[], ["--part-mb", "0.05"]], ids=["one file", "parts"])
+def test_a_table_that_does_not_fit_is_not_left_behind(again: Workspace, options: list[str]) -> None:
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    result = script("features", *features_arguments("out/table"), *options, cwd=again.root, preexec_fn=limit)
+    assert result.returncode == 73
+    assert error_line(result).endswith("error: out/table: cannot be written: " + FILE_TOO_LARGE)
+    assert not list((again.root / "out").iterdir())
