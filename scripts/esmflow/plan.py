@@ -387,7 +387,8 @@ def _pick(sequences: Sequence[Path], places: Iterator[np.ndarray]) -> Iterator[t
     waiting = np.empty(0, np.int64)
     for number, path in enumerate(sequences):
         begin = number << 32
-        for rows in pq.ParquetFile(path).iter_batches(_BATCH, columns=SHARD.names):
+        # With pre_buffer, which is the default, pyarrow would keep the whole file in memory.
+        for rows in pq.ParquetFile(path, pre_buffer=False).iter_batches(_BATCH, columns=SHARD.names):
             end = begin + len(rows)
             while (not waiting.size or waiting[-1] < end) and (more := next(places, None)) is not None:
                 waiting = np.concatenate([waiting, more])
