@@ -100,7 +100,7 @@ VECTOR_FILE = {
     "write_page_checksum": True,
 }
 #: Rows that are read together; a table that needs few of a shard passes over the other groups.
-_ROW_GROUP = 1024
+_ROW_GROUP = 8192
 
 
 def commit(
