@@ -63,6 +63,12 @@ def expected_checksum(wildcards):
     return ["--sha256", checksum] if checksum else []
 
 
+def quarantine(wildcards):
+    """What the store has lost to damage: more of it since the last plan is a reason to plan again."""
+    directory = Path(STORE, "quarantine")
+    return [str(directory)] if directory.exists() else []
+
+
 def parent(files):
     """The directory that files have in common."""
     return str(Path(files[0]).parent)

@@ -3,6 +3,7 @@ checkpoint plan:
         sequences=expand(SEQUENCES, sample=SAMPLES),
         descriptors=expand(DESCRIPTOR, model=MODELS),
         samples=config["samples"],
+        quarantine=quarantine,
     output:
         directory=directory(PLAN),
     log:

@@ -110,7 +110,7 @@ class Workspace:
 
     def store_files(self, store: str = "store") -> list[Path]:
         """The committed files of the store."""
-        return sorted((self.root / store).rglob("[!.]*.parquet"))
+        return sorted((self.root / store / "embeddings").rglob("[!.]*.parquet"))
 
     def table_files(self) -> list[Path]:
         return sorted((self.root / "results" / "features").rglob("*.parquet"))

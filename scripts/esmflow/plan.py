@@ -20,7 +20,7 @@ from esmflow import database, estimate, files
 from esmflow.descriptor import Descriptor
 from esmflow.jobs import SHARD, Job, JobModel, Shard
 from esmflow.spec import WHOLE, ModelSpec, Output
-from esmflow.store import Space, Store, damaged
+from esmflow.store import Space, Store, damaged, mark_used, needs_mark
 from esmflow.treatment import cost, kept, value_bytes
 
 #: A shard's vectors are held in memory until it is committed.
@@ -300,6 +300,7 @@ def _missing(
                 "INSERT INTO have SELECT key, $1, $2::BIT FROM read_parquet($3) WHERE key IN (SELECT key FROM wanted)",
                 [treatment, "".join(str(int(number == other)) for other in range(len(groups))), paths],
             )
+            _mark_used(connection, [path for path in paths if needs_mark(Path(path))])
         except database.UNREADABLE as error:
             raise damaged(Path(paths[0]).parent, error) from error
     connection.execute(
@@ -330,6 +331,17 @@ def _missing(
         if missing:
             batches.setdefault((treatment, missing), []).append(found)
     return [_Batch(treatment, list(missing), found) for (treatment, missing), found in batches.items()]
+
+
+def _mark_used(connection: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> None:
+    """Note that those store files are used that have a wanted sequence."""
+    if paths:
+        used = connection.execute(
+            "SELECT DISTINCT filename FROM read_parquet($1, filename = true) WHERE key IN (SELECT key FROM wanted)",
+            [paths],
+        ).fetchall()
+        for (path,) in used:
+            mark_used(Path(path))
 
 
 def _cut(

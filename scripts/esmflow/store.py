@@ -5,15 +5,18 @@ numerics). A file's columns are `key` (SHA-256 of the residues), `reason` (why a
 null) and a list of float32 per output, named as in `layer6.mean`: of fixed size for vectors; for `per_tok`, `logits`
 and `contacts` an array whose last dimension varies fastest.
 
-Every byte that is read is checked: a page carries a checksum by the Parquet format, and the footer one of ours, which
-lies between the last page and the footer, where no reader looks.
+Every byte that is read is checked: a page carries a checksum by the Parquet format, and the footer one of ours. It lies
+between the last page and the footer, where no reader looks, together with the SHA-256 of all that comes before, for a
+flipped bit anywhere to be found. The time of change of a file is that of its last use.
 """
 
+import hashlib
 import logging
 import os
+import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +29,12 @@ import pyarrow.parquet as pq
 from esmflow import __version__, files
 from esmflow.errors import DataError, IncompleteError
 from esmflow.spec import LETTERS_VERSION, NUMERICS_VERSION, Output
+
+#: Where in the store damaged files are put.
+QUARANTINE = "quarantine"
+_DIGEST = hashlib.sha256().digest_size
+#: How exact the time of a file's last use is, in seconds; what was used just before is not touched again.
+_USE_INTERVAL = 24 * 3600
 
 log = logging.getLogger(__name__)
 
@@ -85,8 +94,8 @@ class Store:
                 with reading(path), open_file(path) as file:
                     file.read(["key", "reason"])
                     schema = file.schema_arrow
-            except IncompleteError:
-                continue
+            except (IncompleteError, FileNotFoundError):
+                continue  # Damaged, or removed by another process since it was listed.
             outputs = frozenset(Output.parse(name) for name in schema.names if name.startswith("layer"))
             result.append(StoreFile(path, outputs, metadata_of(schema)))
         return result
@@ -174,10 +183,27 @@ def metadata_of(schema: pa.Schema) -> dict[str, str]:
 def open_file(path: Path) -> pq.ParquetFile:
     """Open a store file to be read with its checksums. Raises pyarrow.ArrowInvalid if its footer is damaged."""
     with path.open("rb") as file:
-        checksum, footer = _footer(file)
-    if checksum != _checksum(footer):
-        raise pa.ArrowInvalid("the footer has another checksum")
+        _sealed(file)
     return pq.ParquetFile(path, page_checksum_verification=True)
+
+
+def check_bytes(path: Path) -> None:
+    """Raise pyarrow.ArrowInvalid if any byte of a store file is not as it was committed."""
+    with path.open("rb") as file:
+        size, digest = _sealed(file)
+        if _digest(file, size) != digest:
+            raise pa.ArrowInvalid("what comes before the footer has another checksum")
+
+
+def needs_mark(path: Path) -> bool:
+    """Whether a store file's time of last use is so old that `mark_used` would renew it."""
+    return time.time() - path.stat().st_mtime > _USE_INTERVAL
+
+
+def mark_used(path: Path) -> None:
+    """Set the time of a store file's last use to now, where we may."""
+    with suppress(OSError):
+        os.utime(path)
 
 
 @contextmanager
@@ -192,14 +218,16 @@ def reading(path: Path) -> Iterator[None]:
         # Of OSError, only pyarrow's own for a damaged page has no number.
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        aside = path.with_name(f".{path.name}.damaged")
+        root, *place = path.parents[3], *path.parts[-3:]
+        aside = root / QUARANTINE / ".".join(place)
         try:
+            aside.parent.mkdir(exist_ok=True)
             path.replace(aside)
         except FileNotFoundError:
             pass
         except OSError:
             raise damaged(path, error) from error
-        log.warning("%s: store file is damaged (%s); it is now called %s", path, _first_line(error), aside.name)
+        log.warning("%s: store file is damaged (%s); it is now %s", path, _first_line(error), aside)
         raise IncompleteError(f"{path}: store file is damaged and set aside; run again with --forcerun plan") from error
 
 
@@ -215,20 +243,44 @@ def _first_line(error: Exception) -> str:
 
 
 def _seal(path: Path) -> None:
-    """Put the checksum of a Parquet file's footer before the footer."""
+    """Put the SHA-256 of a Parquet file's pages, and a checksum of that and the footer, before the footer."""
     with path.open("r+b") as file:
-        _, footer = _footer(file)
-        file.seek(-len(footer), os.SEEK_END)
-        file.write(_checksum(footer) + footer)
+        begin, footer = _footer(file)
+        digest = _digest(file, begin)
+        file.seek(begin)
+        file.write(digest + _checksum(digest + footer) + footer)
 
 
-def _footer(file: IO[bytes]) -> tuple[bytes, bytes]:
-    """The four bytes before a Parquet file's footer, and the footer with what follows it."""
+def _sealed(file: IO[bytes]) -> tuple[int, bytes]:
+    """The number of bytes before the seal and their SHA-256. Raises ArrowInvalid if seal or footer are damaged."""
+    begin, footer = _footer(file)
+    size = begin - _DIGEST - 4
+    if size < 0:
+        raise pa.ArrowInvalid("it is cut short")
+    file.seek(size)
+    digest, checksum = file.read(_DIGEST), file.read(4)
+    if checksum != _checksum(digest + footer):
+        raise pa.ArrowInvalid("the footer has another checksum")
+    return size, digest
+
+
+def _footer(file: IO[bytes]) -> tuple[int, bytes]:
+    """Where a Parquet file's footer begins, and the footer with what follows it."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(size - 8, 0))
-    length = int.from_bytes(file.read(4), "little") + 8
-    file.seek(max(size - length - 4, 0))
-    return file.read(4), file.read()
+    begin = max(size - 8 - int.from_bytes(file.read(4), "little"), 0)
+    file.seek(begin)
+    return begin, file.read()
+
+
+def _digest(file: IO[bytes], size: int) -> bytes:
+    """SHA-256 of the first `size` bytes."""
+    digest = hashlib.sha256()
+    file.seek(0)
+    while size and (chunk := file.read(min(size, 1 << 20))):
+        digest.update(chunk)
+        size -= len(chunk)
+    return digest.digest()
 
 
 def _checksum(footer: bytes) -> bytes:

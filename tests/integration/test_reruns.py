@@ -179,6 +179,30 @@ def test_a_lost_store_file_is_told_of_and_mended_by_planning_again(baseline: Bas
     assert_same_tables(again, baseline.work)
 
 
+def test_after_verify_put_a_damaged_file_aside_a_plain_run_computes_exactly_what_it_held(
+    baseline: Baseline, again: Workspace
+) -> None:
+    lost = again.store_files()[0]
+    keys = set(keys_of([lost]))
+    content = bytearray(lost.read_bytes())
+    content[len(content) // 2] ^= 4
+    lost.write_bytes(content)
+    others = written_times(again.store_files()[1:])
+    result = script("store", "verify", "store", cwd=again.root)
+    assert result.returncode == 65
+    assert f"computes {len(keys)} sequences" in error_line(result)
+    assert not lost.exists()
+    old_receipts = set(again.receipts())
+    again.run()
+    new = [receipt for job, receipt in again.receipts().items() if job not in old_receipts]
+    assert sum(receipt["sequences_computed"] for receipt in new) == len(keys)
+    assert written_times(others) == others
+    assert script("store", "verify", "store", cwd=again.root).returncode == 0
+    assert_same_tables(again, baseline.work)
+    result = again.run()
+    assert "Nothing to be done" in result.stdout + result.stderr
+
+
 def test_a_store_lost_as_a_whole_is_mended_by_planning_again(baseline: Baseline, again: Workspace) -> None:
     shutil.rmtree(again.root / "store")
     target = f"results/features/a/{MODEL}/layer{LAYERS}.mean.parquet"

@@ -91,7 +91,7 @@ def test_a_store_file_cut_short_is_set_aside_and_what_it_held_is_missing(held: H
     held.file.write_bytes(whole[: int(kept * len(whole))])
     with pytest.raises(IncompleteError, match=r"6 records have no layer6\.mean .* --forcerun plan"):
         held.table()
-    assert [path.name for path in held.file.parent.iterdir()] == [".shard.parquet.damaged"]
+    assert [path.name for path in held.file.parent.iterdir()] == []
 
 
 def test_a_damaged_page_of_vectors_is_told_and_its_file_set_aside(held: Held) -> None:
@@ -102,7 +102,7 @@ def test_a_damaged_page_of_vectors_is_told_and_its_file_set_aside(held: Held) ->
     with pytest.raises(IncompleteError, match=r"shard\.parquet: .* --forcerun plan"):
         held.table()
     assert not held.file.exists()
-    assert (held.file.parent / ".shard.parquet.damaged").read_bytes() == content
+    assert next((held.root / "store" / "quarantine").iterdir()).read_bytes() == content
 
 
 @pytest.mark.parametrize("damage", ["page of vectors", "cut short", "empty"])
