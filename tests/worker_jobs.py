@@ -35,7 +35,7 @@ def make_job(root: Path, weights: Mapping[str, Path], shards: int, *, per_shard:
             residues = sum(map(len, own))
             shard = hashlib.sha256(f"{name} {number}".encode()).hexdigest()[:16]
             parts.append(
-                Shard(shard, name, str(file), WHOLE, [Output(2, "mean")], per_shard, residues, float(residues))
+                Shard(shard, name, str(file), WHOLE, [Output(2, "mean")], per_shard, residues, float(residues), 0)
             )
     Job("0123456789ab", models, [], parts).save(root / "job.json")
     return root / "job.json"
