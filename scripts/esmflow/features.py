@@ -7,6 +7,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -109,23 +110,26 @@ def _write_slices(
     connection: duckdb.DuckDBPyConnection, slices: Sequence[range], scratch: IO[bytes], schema: pa.Schema, target: Path
 ) -> None:
     """Write slices, which come next in the scratch file, as one Parquet file, in the order of their records."""
-    tables = _ahead(_read_slice(connection, own, scratch, schema) for own in slices)
     with pq.ParquetWriter(target, schema, **VECTOR_FILE) as writer:
-        for table in tables:
+        for table in _ahead(_read_slices(connection, slices, scratch, schema)):
             writer.write_table(table)
     files.sync(target)
 
 
-def _read_slice(connection: duckdb.DuckDBPyConnection, own: range, scratch: IO[bytes], schema: pa.Schema) -> pa.Table:
+def _read_slices(
+    connection: duckdb.DuckDBPyConnection, slices: Sequence[range], scratch: IO[bytes], schema: pa.Schema
+) -> Iterator[pa.Table]:
+    """Yield the rows of each slice. Their vectors lie in memory that is used again for the next slice but one."""
     embed_dim = schema.field("embedding").type.list_size
-    records = connection.sql(
-        "SELECT id, length, place FROM wanted WHERE target >= $1 AND target < $2 ORDER BY target",
-        params=[own.start, own.stop],
-    ).to_arrow_table()
-    stored = np.fromfile(scratch, np.float32, len(own) * embed_dim).reshape(-1, embed_dim)
-    vectors = np.empty_like(stored)
-    vectors[np.argsort(records["place"].to_numpy(), kind="stable")] = stored
-    return pa.Table.from_arrays([records["id"], records["length"], vector_array(vectors)], schema=schema)
+    stored, *memory = np.empty((3, max(map(len, slices), default=0), embed_dim), np.float32)
+    for own, vectors in zip(slices, cycle(memory), strict=False):
+        records = connection.sql(
+            "SELECT id, length, place FROM wanted WHERE target >= $1 AND target < $2 ORDER BY target",
+            params=[own.start, own.stop],
+        ).to_arrow_table()
+        scratch.readinto(stored[: len(own)].data)  # type: ignore[attr-defined]
+        vectors[np.argsort(records["place"].to_numpy(), kind="stable")] = stored[: len(own)]
+        yield pa.Table.from_arrays([records["id"], records["length"], vector_array(vectors[: len(own)])], schema=schema)
 
 
 def _ahead(items: Iterator[_Item]) -> Iterator[_Item]:
