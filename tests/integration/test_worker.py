@@ -81,12 +81,14 @@ def many(weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_three_processes_load_each_model_once_and_give_what_one_gives(weights: dict[str, Path], tmp_path: Path) -> None:
-    job = make_job(tmp_path, weights, 20)
+    job = make_job(tmp_path, weights, 20, per_shard=80, longest=250)
     for processes in ("1", "3"):
         result = embed(job, tmp_path / processes, "--processes", processes)
         assert result.returncode == 0, result.stderr
     one, three = (receipt(tmp_path / processes) for processes in ("1", "3"))
-    assert (one["figures"]["model_loads"], three["figures"]["model_loads"]) == (2, 6)
+    assert one["figures"]["model_loads"] == 2
+    # On a busy machine, a process may be ready only when the others have done all shards of a model.
+    assert 4 <= three["figures"]["model_loads"] <= 6
     assert three["figures"]["processes"] == 3
     assert three["sequences_computed"] == wanted(job)
     assert_equal(Store(tmp_path / "3" / "store"), Store(tmp_path / "1" / "store"))
