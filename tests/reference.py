@@ -13,20 +13,18 @@ ALPHABET = esm.Alphabet.from_architecture("ESM-1b")
 REPRESENTATIONS = ["mean", "bos", "max", "std"]
 
 
-def esm2_of_hugging_face(path: Path) -> ESM2:
-    """fair-esm's ESM-2 with the weights, and the rotary frequencies, of a Hugging Face checkpoint."""
-    state = torch.load(path, weights_only=True)
-    layers = 1 + max(int(name.split(".")[3]) for name in state if name.startswith("esm.encoder.layer."))
-    embed_dim = state["esm.embeddings.word_embeddings.weight"].shape[1]
-    prefix = "esm.encoder.layer."
-    frequencies = state[f"{prefix}0.attention.self.rotary_embeddings.inv_freq"]
-    model = ESM2(layers, embed_dim, embed_dim // (2 * len(frequencies)), ALPHABET)
-    own = {
-        "embed_tokens.weight": "esm.embeddings.word_embeddings.weight",
-        "contact_head.regression.weight": "esm.contact_head.regression.weight",
-        "contact_head.regression.bias": "esm.contact_head.regression.bias",
+def hugging_face_names(layers: int) -> dict[str, str]:
+    """fair-esm's name of each tensor, and Hugging Face's."""
+    modules = {
+        "embed_tokens": "esm.embeddings.word_embeddings",
+        "embed_positions": "esm.embeddings.position_embeddings",
+        "emb_layer_norm_before": "esm.embeddings.layer_norm",
+        "emb_layer_norm_after": "esm.encoder.emb_layer_norm_after",
+        "contact_head.regression": "esm.contact_head.regression",
+        "lm_head.dense": "lm_head.dense",
+        "lm_head.layer_norm": "lm_head.layer_norm",
     }
-    parts = {
+    of_layer = {
         "self_attn.q_proj": "attention.self.query",
         "self_attn.k_proj": "attention.self.key",
         "self_attn.v_proj": "attention.self.value",
@@ -36,15 +34,26 @@ def esm2_of_hugging_face(path: Path) -> ESM2:
         "fc2": "output.dense",
         "final_layer_norm": "LayerNorm",
     }
-    for kind in ("weight", "bias"):
-        own[f"emb_layer_norm_after.{kind}"] = f"esm.encoder.emb_layer_norm_after.{kind}"
-        for layer in range(layers):
-            own |= {
-                f"layers.{layer}.{ours}.{kind}": f"{prefix}{layer}.{theirs}.{kind}" for ours, theirs in parts.items()
-            }
+    names = {"lm_head.weight": "lm_head.decoder.weight", "lm_head.bias": "lm_head.bias"}
     for layer in range(layers):
-        own[f"layers.{layer}.self_attn.rot_emb.inv_freq"] = f"{prefix}{layer}.attention.self.rotary_embeddings.inv_freq"
-    missing, unexpected = model.load_state_dict({ours: state[theirs] for ours, theirs in own.items()}, strict=False)
+        ours, theirs = f"layers.{layer}.", f"esm.encoder.layer.{layer}."
+        names[f"{ours}self_attn.rot_emb.inv_freq"] = f"{theirs}attention.self.rotary_embeddings.inv_freq"
+        modules |= {ours + module: theirs + their_module for module, their_module in of_layer.items()}
+    for module, their_module in modules.items():
+        names |= {f"{module}.{kind}": f"{their_module}.{kind}" for kind in ("weight", "bias")}
+    return names
+
+
+def esm2_of_hugging_face(path: Path) -> ESM2:
+    """fair-esm's ESM-2 with the weights, and the rotary frequencies, of a Hugging Face checkpoint."""
+    state = torch.load(path, weights_only=True)
+    layers = 1 + max(int(name.split(".")[3]) for name in state if name.startswith("esm.encoder.layer."))
+    embed_dim = state["esm.embeddings.word_embeddings.weight"].shape[1]
+    names = hugging_face_names(layers)
+    # A Hugging Face ESM-2 may hold learned positions, which it does not use.
+    own = {ours: state[names[ours]] for ours in names if names[ours] in state and ours != "embed_positions.weight"}
+    model = ESM2(layers, embed_dim, embed_dim // (2 * len(own["layers.0.self_attn.rot_emb.inv_freq"])), ALPHABET)
+    missing, unexpected = model.load_state_dict(own, strict=False)
     assert not unexpected
     assert all(name.startswith("lm_head") for name in missing)
     return model.eval()
@@ -60,8 +69,7 @@ def tiny_esm2(path: Path, *, layers: int = 3, embed_dim: int = 48, heads: int = 
     settings = Namespace(
         encoder_layers=layers, encoder_embed_dim=embed_dim, encoder_attention_heads=heads, token_dropout=True
     )
-    state = {f"encoder.sentence_encoder.{name}": tensor for name, tensor in model.state_dict().items()}
-    torch.save({"cfg": {"model": settings}, "model": state}, path)
+    torch.save({"cfg": {"model": settings}, "model": _prefixed(model)}, path)
     return model
 
 
@@ -82,9 +90,30 @@ def tiny_esm1b(
     )
     model = ProteinBertModel(settings, ALPHABET).eval()
     _randomise(model)
-    state = {f"encoder.sentence_encoder.{name}": tensor for name, tensor in model.state_dict().items()}
-    torch.save({"args": settings, "model": state}, path)
+    torch.save({"args": settings, "model": _prefixed(model)}, path)
+    with torch.no_grad():
+        # As fair-esm does when it loads such a file.
+        model.embed_tokens.weight[ALPHABET.mask_idx].zero_()
     return model
+
+
+def move_contact_head(path: Path) -> Path:
+    """Put the contact head of a file in fair-esm's format where fair-esm keeps it, in a file beside it."""
+    content = torch.load(path, weights_only=False)
+    names = [name for name in content["model"] if "contact_head." in name]
+    head = {name.removeprefix("encoder.sentence_encoder."): content["model"].pop(name) for name in names}
+    beside = path.with_name(f"{path.stem}-contact-regression.pt")
+    torch.save({"model": head}, beside)
+    torch.save(content, path)
+    return beside
+
+
+def _prefixed(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A state as fair-esm's files have it."""
+    return {
+        ("encoder." if name.startswith("lm_head.") else "encoder.sentence_encoder.") + name: tensor
+        for name, tensor in model.state_dict().items()
+    }
 
 
 def _randomise(model: torch.nn.Module) -> None:
@@ -103,11 +132,51 @@ def all_layers(model: torch.nn.Module, sequence: str) -> dict[int, torch.Tensor]
     return {layer: x[0] for layer, x in model(tokens, repr_layers=layers)["representations"].items()}
 
 
-@torch.no_grad()
 def represent(model: torch.nn.Module, sequence: str) -> dict[tuple[int, str], np.ndarray]:
     """Every layer's pooled vectors, float32 [embed_dim], by fair-esm's forward pass of this sequence alone."""
+    return pool(all_layers(model, sequence))
+
+
+@torch.no_grad()
+def represent_fully(
+    model: torch.nn.Module, sequence: str, *, contacts: bool = True
+) -> dict[tuple[int, str], np.ndarray]:
+    """Every representation of every layer, by fair-esm's forward pass of this sequence alone."""
+    _, _, tokens = ALPHABET.get_batch_converter()([("", sequence)])
+    last = model.num_layers
+    found = model(tokens, repr_layers=range(last + 1), return_contacts=contacts)
+    layers = {layer: x[0] for layer, x in found["representations"].items()}
+    result = pool(layers) | {(layer, "per_tok"): x[1:-1].numpy() for layer, x in layers.items()}
+    result[last, "logits"] = found["logits"][0, 1:-1].numpy()
+    if contacts:
+        result[last, "contacts"] = found["contacts"][0].numpy()
+    return result
+
+
+@torch.no_grad()
+def represent_windows(
+    model: torch.nn.Module, sequence: str, size: int, overlap: int
+) -> dict[tuple[int, str], np.ndarray]:
+    """The plain way: every window alone, each residue from the window in which it is furthest from an edge."""
+    starts = [*range(0, len(sequence) - size, size - overlap), len(sequence) - size]
+    runs = [all_layers(model, sequence[start : start + size]) for start in starts]
+    depths = [
+        [min(residue - start, start + size - 1 - residue) for start in starts] for residue in range(len(sequence))
+    ]
+    best = [depth.index(max(depth)) for depth in depths]
     result = {}
-    for layer, x in all_layers(model, sequence).items():
+    for layer in range(model.num_layers + 1):
+        bos = torch.stack([run[layer][0] for run in runs]).double().mean(0)
+        rows = [runs[window][layer][1 + residue - starts[window]] for residue, window in enumerate(best)]
+        stitched = torch.stack([bos.float(), *rows, bos.float()])
+        result |= pool({layer: stitched}) | {(layer, "per_tok"): stitched[1:-1].numpy()}
+    return result
+
+
+def pool(layers: dict[int, torch.Tensor]) -> dict[tuple[int, str], np.ndarray]:
+    """Vectors of layers that are [BOS + residues + EOS, embed_dim]."""
+    result = {}
+    for layer, x in layers.items():
         residues = x[1:-1].double()
         result[layer, "mean"] = residues.mean(0).numpy()
         result[layer, "bos"] = x[0].numpy()

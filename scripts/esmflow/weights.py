@@ -22,6 +22,8 @@ from esmflow import files
 from esmflow.descriptor import LETTERS, Architecture, Descriptor
 from esmflow.errors import DataError
 
+#: The token number of `<mask>`.
+_MASK = 32
 _HUGGING_FACE = [
     (r"LayerNorm\.gamma$", "LayerNorm.weight"),
     (r"LayerNorm\.beta$", "LayerNorm.bias"),
@@ -101,6 +103,11 @@ def weight_files(path: Path) -> list[Path]:
     raise DataError(f"{path}: directory holds neither model.safetensors nor pytorch_model.bin")
 
 
+def contact_regression(path: Path) -> Path:
+    """Where fair-esm keeps the contact head of a weights file: beside it."""
+    return path.with_name(f"{path.stem}-contact-regression.pt")
+
+
 def read(parts: list[Path]) -> Checkpoint:
     """Read weights of any supported layout.
 
@@ -116,10 +123,13 @@ def read(parts: list[Path]) -> Checkpoint:
     if config.exists():
         settings = _json(config) | settings
     tensors = {_canonical(str(name)): tensor for name, tensor in raw.items()}
-    regression = parts[0].with_name(f"{parts[0].stem}-contact-regression.pt")
+    regression = contact_regression(parts[0])
     if regression.exists():
         tensors |= {_canonical(name): tensor for name, tensor in _read_file(regression)[0].items()}
     architecture = _architecture(parts[0], tensors, settings)
+    if architecture.kind == "ESM-1b" and architecture.lm_head:
+        # fair-esm does so when it loads such a file; its head and its embedding are one tensor.
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].index_fill(0, torch.tensor([_MASK]), 0.0)
     return Checkpoint(architecture, tensors)
 
 

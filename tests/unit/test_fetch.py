@@ -11,15 +11,22 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import reference
+import torch
+from esmflow import weights
+from esmflow.engine import Engine
 from esmflow.errors import ConfigError, DataError
 from esmflow.fetch import fetch
+from esmflow.model import Esm
 from esmflow.source import WheelMember
+from esmflow.spec import Output
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 NAME = "esm2_t6_8M_UR50D"
 FILE = f"{NAME}.pt"
+REGRESSION = f"{NAME}-contact-regression.pt"
 
 
 @dataclass
@@ -27,7 +34,9 @@ class Server:
     """A file server on this machine, and what was asked of it."""
 
     content: bytes
-    """What the official file holds; every other path is a 404."""
+    """What the official file holds; every path but its own and the regression's is a 404."""
+    regression: bytes = b""
+    """What the regression of its contact head holds."""
     url: str = ""
     cut_after: int | None = None
     """Close the connection after so many bytes of a reply's body."""
@@ -46,14 +55,16 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             wanted = self.headers.get("Range")
             server.asked.append(wanted)
-            if self.path != f"/models/{FILE}":
+            files = {f"/models/{FILE}": server.content, f"/regression/{REGRESSION}": server.regression}
+            if self.path not in files:
                 self.send_error(404)
                 return
-            body, start, total = server.content, 0, len(server.content)
+            content = files[self.path]
+            body, start, total = content, 0, len(content)
             if wanted and server.ranges:
                 start = int(wanted.removeprefix("bytes=").removesuffix("-"))
                 self.send_response(206 if start < total else 416)
-                body = server.content[start:]
+                body = content[start:]
                 self.send_header(
                     "Content-Range", f"bytes {start}-{total - 1}/{total}" if start < total else f"bytes */{total}"
                 )
@@ -94,7 +105,7 @@ def server(checkpoint: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve
         monkeypatch.setenv(name, "127.0.0.1")
     state = Server(checkpoint)
     with ThreadingHTTPServer(("127.0.0.1", 0), handler(state)) as listener:
-        state.url = f"http://127.0.0.1:{listener.server_address[1]}/models"
+        state.url = f"http://127.0.0.1:{listener.server_address[1]}"
         thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield state
@@ -207,7 +218,7 @@ def test_without_a_server_one_line_names_the_file_and_its_place(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError) as caught:
-        fetch(NAME, "fair-esm", Path("weights"), url="http://127.0.0.1:1/models")
+        fetch(NAME, "fair-esm", Path("weights"), url="http://127.0.0.1:1")
     text = one_line(caught.value)
     assert f"http://127.0.0.1:1/models/{FILE}" in text
     assert str(tmp_path / "weights" / FILE) in text
@@ -218,6 +229,56 @@ def test_a_file_put_in_place_by_hand_is_used_without_a_server(tmp_path: Path, ch
     (tmp_path / FILE).write_bytes(checkpoint)
     descriptor = fetch(NAME, "fair-esm", tmp_path, url="http://127.0.0.1:1")
     assert descriptor.sha256 == hashlib.sha256(checkpoint).hexdigest()
+
+
+@pytest.fixture
+def apart(server: Server, tmp_path: Path) -> torch.nn.Module:
+    """A model on the server as fair-esm keeps its own: the contact head in a file beside the trunk."""
+    model = reference.tiny_esm2(tmp_path / "tiny.pt")
+    server.regression = reference.move_contact_head(tmp_path / "tiny.pt").read_bytes()
+    server.content = (tmp_path / "tiny.pt").read_bytes()
+    return model
+
+
+def test_the_contact_head_of_an_official_file_comes_when_contacts_are_asked_for(
+    tmp_path: Path, server: Server, apart: torch.nn.Module
+) -> None:
+    directory = tmp_path / "weights"
+    assert not fetch(NAME, "fair-esm", directory, url=server.url).architecture.contact_head
+    assert [path.name for path in directory.iterdir()] == [FILE]
+    for _ in range(2):
+        descriptor = fetch(NAME, "fair-esm", directory, contacts=True, url=server.url)
+        assert descriptor.architecture.contact_head
+        assert descriptor.sha256 == hashlib.sha256(server.content).hexdigest()
+    assert len(server.asked) == 2
+
+    contacts = Output(3, "contacts")
+    model = Esm(weights.read([directory / FILE]), torch.device("cpu"))
+    found = Engine(model).embed([b"MKTAYIAKQR"], [contacts]).values[contacts][0]
+    assert np.abs(found - reference.represent_fully(apart, "MKTAYIAKQR")[contacts]).max() <= 1e-4
+
+
+@pytest.mark.parametrize("cut_after", [None, 100])
+def test_a_contact_head_that_cannot_be_had_is_named_with_its_place(
+    tmp_path: Path, server: Server, apart: torch.nn.Module, cut_after: int | None
+) -> None:
+    fetch(NAME, "fair-esm", tmp_path, url=server.url)
+    server.cut_after = cut_after
+    with pytest.raises(DataError, match=REGRESSION) as caught:
+        fetch(NAME, "fair-esm", tmp_path, contacts=True, url=server.url if cut_after else "http://127.0.0.1:1")
+    one_line(caught.value)
+    assert not (tmp_path / REGRESSION).exists()
+    if not cut_after:
+        assert f"http://127.0.0.1:1/regression/{REGRESSION}" in str(caught.value)
+        assert str(tmp_path / REGRESSION) in str(caught.value)
+
+
+def test_esm1v_has_no_contact_head_to_fetch(tmp_path: Path) -> None:
+    name = "esm1v_t33_650M_UR90S_1"
+    reference.tiny_esm1b(tmp_path / f"{name}.pt")
+    reference.move_contact_head(tmp_path / f"{name}.pt").unlink()
+    descriptor = fetch(name, "fair-esm", tmp_path, contacts=True, url="http://127.0.0.1:1")
+    assert not descriptor.architecture.contact_head
 
 
 @pytest.mark.parametrize("name", ["esm2", "esm2_t6_8M_UR50D.pt", "ESM2_T6_8M_UR50D", "protein_bert_base", "../x", ""])

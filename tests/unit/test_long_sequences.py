@@ -24,26 +24,6 @@ def random_sequence(length: int, seed: int = 0) -> str:
     return "".join(random.Random(seed).choices("ACDEFGHIKLMNPQRSTVWY", k=length))
 
 
-@torch.no_grad()
-def stitched(model: torch.nn.Module, sequence: str, size: int, overlap: int) -> dict[tuple[int, str], np.ndarray]:
-    """The plain way: every window alone, each residue from the window in which it is furthest from an edge."""
-    starts = [*range(0, len(sequence) - size, size - overlap), len(sequence) - size]
-    runs = [reference.all_layers(model, sequence[start : start + size]) for start in starts]
-    result = {}
-    for layer in range(model.num_layers + 1):
-        rows = []
-        for residue in range(len(sequence)):
-            depth = [min(residue - start, start + size - 1 - residue) for start in starts]
-            best = depth.index(max(depth))
-            rows.append(runs[best][layer][1 + residue - starts[best]])
-        x = torch.stack(rows).double()
-        result[layer, "mean"] = x.mean(0).numpy()
-        result[layer, "std"] = x.std(0, correction=0).numpy()
-        result[layer, "max"] = x.max(0).values.numpy()
-        result[layer, "bos"] = torch.stack([run[layer][0] for run in runs]).double().mean(0).numpy()
-    return result
-
-
 def engine(path: Path) -> Engine:
     return Engine(Esm(weights.read([path]), torch.device("cpu")), tokens_per_pack=2048, threads=2)
 
@@ -60,7 +40,7 @@ def test_windows_equal_the_plain_way_over_fair_esm(tmp_path: Path, length: int, 
         [sequence.encode() for sequence in sequences], outputs(3), f"window-{size}-{overlap}"
     )
     for row in (0, 2):
-        expected = stitched(model, sequences[row], size, overlap)
+        expected = reference.represent_windows(model, sequences[row], size, overlap)
         for output in outputs(3):
             error = np.linalg.norm(embedded.values[output][row] - expected[output])
             assert error <= TOLERANCE * np.linalg.norm(expected[output]), output
@@ -76,15 +56,6 @@ def test_std_alone_over_windows_equals_std_with_mean(tmp_path: Path) -> None:
     both = engine(tmp_path / "tiny.pt").embed(sequence, outputs(3), "window-50-20").values
     assert list(alone) == [Output(3, "std")]
     assert np.allclose(alone[Output(3, "std")], both[Output(3, "std")], rtol=1e-6)
-
-
-def test_full_length_equals_fair_esm_without_truncation(esm2_8m: Path) -> None:
-    sequence = random_sequence(1500)
-    expected = reference.represent(reference.esm2_of_hugging_face(esm2_8m), sequence)
-    found = engine(esm2_8m).embed([sequence.encode()], outputs(6)).values
-    for output in outputs(6):
-        error = np.linalg.norm(found[output][0] - expected[output])
-        assert error <= TOLERANCE * np.linalg.norm(expected[output]), output
 
 
 def test_truncation_embeds_the_first_residues(tmp_path: Path) -> None:
@@ -108,6 +79,20 @@ def test_pieces_keep_every_residue_once_and_cost_what_they_take(tmp_path: Path, 
     assert cost(shape, np.array([length]), treatment, 3).item() == pytest.approx(each)
     said = flag(length, treatment)
     assert said == (f"windowed:{len(parts)}" if len(parts) > 1 else "truncated:30" if len(kept) < length else None)
+
+
+def test_windows_of_residues_are_stitched(tmp_path: Path) -> None:
+    reference.tiny_esm2(tmp_path / "tiny.pt")
+    engine = Engine(Esm(weights.read([tmp_path / "tiny.pt"]), torch.device("cpu")), tokens_per_pack=2048)
+    sequence = ("ACDEFGHIKLMNPQRSTVWY" * 7).encode()
+    wanted = [Output(3, "per_tok"), Output(3, "logits"), Output(3, "mean")]
+    found = engine.embed([sequence], wanted, "window-50-20").values
+    assert found[wanted[0]][0].shape == (140, 48)
+    assert found[wanted[1]][0].shape == (140, 33)
+    mean = found[wanted[0]][0].astype(np.float64).mean(axis=0)
+    assert np.linalg.norm(found[wanted[2]][0] - mean) <= 1e-5 * np.linalg.norm(mean)
+    first = engine.embed([sequence[:50]], wanted[:1]).values[wanted[0]][0]
+    assert np.allclose(found[wanted[0]][0][:30], first[:30], atol=1e-5)
 
 
 def test_titin_goes_through_windows_in_little_memory(esm2_8m: Path) -> None:
