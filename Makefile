@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := scripts tests benchmarks
 
-.PHONY: demo test lint bench
+# On a machine with a GPU, whose own Python may be all that there is: tests/gpu/requirements.txt.
+GPU_PYTHON ?= $(if $(wildcard .venv/run),$(BIN)/python,$(PYTHON))
+
+.PHONY: demo test lint bench test-gpu bench-gpu
 
 demo: .venv/run
 	$(BIN)/snakemake --profile profiles/local --configfile config/demo.yaml
@@ -21,6 +24,12 @@ lint: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python benchmarks/run.py
+
+test-gpu:
+	$(GPU_PYTHON) -m pytest -c tests/gpu/pytest.ini -rs tests/gpu
+
+bench-gpu:
+	$(GPU_PYTHON) benchmarks/gpu.py
 
 .venv/run: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "esmflow needs Python 3.11 or later")'

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import zstandard
-
 from esmflow.errors import DataError
 from esmflow.files import open_content
 
@@ -57,7 +55,7 @@ def read(path: Path) -> Iterator[RawRecord]:
             io.TextIOWrapper(stream, encoding="utf-8-sig", errors="backslashreplace") as lines,
         ):
             yield from _entries(path, lines)
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zstandard.ZstdError) as error:
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise DataError(f"{path}: compressed file is cut short or damaged ({error}); fetch it again") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error

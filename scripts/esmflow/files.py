@@ -9,13 +9,13 @@ import os
 import re
 import shutil
 import socket
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 import psutil
-import zstandard
 
 GZIP, XZ, ZSTD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 
@@ -109,10 +109,14 @@ def open_content(path: Path) -> IO[bytes]:
 
 
 class _ZstdReader(io.RawIOBase):
-    """Decompresses zstd frames laid end to end. Unlike zstandard's own reader it raises EOFError for one cut short."""
+    """Decompresses zstd frames laid end to end. A frame cut short is an EOFError, a damaged one a zlib.error."""
 
     def __init__(self, file: IO[bytes]) -> None:
+        # Only here, so that the engine can be had where this package is not.
+        import zstandard
+
         self._file = file
+        self._error, self._decompressor = zstandard.ZstdError, zstandard.ZstdDecompressor()
         self._frame: zstandard.ZstdDecompressionObj | None = None
         self._input = self._output = b""
 
@@ -127,8 +131,11 @@ class _ZstdReader(io.RawIOBase):
                 if self._frame:
                     raise EOFError("zstd frame ends too early")
                 return 0
-            self._frame = self._frame or zstandard.ZstdDecompressor().decompressobj()
-            self._output = self._frame.decompress(compressed)
+            self._frame = self._frame or self._decompressor.decompressobj()
+            try:
+                self._output = self._frame.decompress(compressed)
+            except self._error as error:
+                raise zlib.error(str(error)) from error
             if self._frame.eof:
                 self._input, self._frame = self._frame.unused_data, None
         count = min(len(buffer), len(self._output))

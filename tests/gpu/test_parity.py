@@ -1,0 +1,89 @@
+"""Official shapes in 16 bit and float32, by each attention kernel, against float32 on the CPU."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from conftest import SEQUENCES, Known
+from esmflow.attention import KERNELS
+from esmflow.check import LEAST_COSINE, self_check
+from esmflow.device import choose_precision
+from esmflow.engine import Engine
+from esmflow.model import Esm
+from esmflow.spec import Output
+
+MODULES = {"flash_attn": "flash_attn", "torch_varlen": "torch.nn.attention.varlen"}
+
+
+def require(kernel: str, device: torch.device) -> None:
+    if kernel == "sdpa":
+        return
+    if device.type != "cuda":
+        pytest.skip(f"{kernel} needs a CUDA device")
+    if importlib.util.find_spec(MODULES[kernel]) is None:
+        pytest.skip(f"{MODULES[kernel]} is not installed")
+
+
+def embed(model: Esm, known: Known) -> dict[Output, list[np.ndarray]]:
+    engine = Engine(model, tokens_per_pack=400)
+    found = engine.embed(SEQUENCES, known.outputs)
+    engine.close()
+    assert found.reasons == [None] * len(SEQUENCES)
+    return found.values
+
+
+def least_cosine(found: dict[Output, list[np.ndarray]], known: Known) -> float:
+    cosines = []
+    for output, expected in known.expected.items():
+        for row, vector in enumerate(expected):
+            # The std of a single residue is 0.
+            if size := np.linalg.norm(vector):
+                cosines.append(found[output][row] @ vector / size / np.linalg.norm(found[output][row]))
+    return float(min(cosines))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("precision", LEAST_COSINE)
+def test_16_bit_keeps_its_bound(known: Known, device: torch.device, precision: str, kernel: str) -> None:
+    require(kernel, device)
+    model = Esm(known.checkpoint, device, precision=precision, attention=kernel)
+    assert model.attention == kernel
+    cosine = least_cosine(embed(model, known), known)
+    print(f"\n{known.checkpoint.architecture.embed_dim} {precision} {kernel}: least cosine {cosine:.7f}")
+    assert cosine >= LEAST_COSINE[precision]
+
+
+def test_float32_is_float32(known: Known, device: torch.device) -> None:
+    """Without TF32, whose products have a relative error of 1e-3."""
+    found = embed(Esm(known.checkpoint, device), known)
+    for output, expected in known.expected.items():
+        for row, vector in enumerate(expected):
+            assert np.linalg.norm(found[output][row] - vector) <= 1e-4 * max(float(np.linalg.norm(vector)), 1e-6)
+
+
+def test_auto_takes_the_first_kernel_that_is_there(known: Known, device: torch.device) -> None:
+    model = Esm(known.checkpoint, device, precision="fp16")
+    usable = [name for name in KERNELS if name == "sdpa" or importlib.util.find_spec(MODULES[name])]
+    assert model.attention == (usable[0] if device.type == "cuda" else "sdpa")
+
+
+def test_residues_logits_and_contacts(known: Known, device: torch.device) -> None:
+    last = known.checkpoint.architecture.layers
+    outputs = [Output(last, "per_tok"), Output(last, "logits"), Output(last, "contacts")]
+    expected = Engine(Esm(known.checkpoint, torch.device("cpu"))).embed(SEQUENCES[1:4], outputs).values
+    engine = Engine(Esm(known.checkpoint, device))
+    found = engine.embed(SEQUENCES[1:4], outputs).values
+    engine.close()
+    for output in outputs:
+        for ours, theirs in zip(found[output], expected[output], strict=True):
+            assert np.abs(ours - theirs).max() <= 1e-3
+
+
+def test_the_self_check_passes(known: Known, device: torch.device) -> None:
+    precision = choose_precision("auto", torch.device("cuda"))
+    engine = Engine(Esm(known.checkpoint, device, precision=precision), exact=lambda: Esm(known.checkpoint, device))
+    outputs = known.outputs[-4:]
+    check = self_check(engine, SEQUENCES[2:], outputs, "whole", engine.embed(SEQUENCES[2:], outputs))
+    engine.close()
+    assert LEAST_COSINE[precision] <= check.least_cosine < 1
