@@ -56,20 +56,21 @@ def main() -> None:
 
 
 class Watched:
-    """An Esm that notes, for each pass with its pooling: the thread, when it began and ended, and its tokens."""
+    """An Esm that notes, for each pass with its pooling: thread, begin, end, CPU seconds of the thread, and tokens."""
 
     def __init__(self, model: Esm) -> None:
         self.architecture, self.device, self.precision = model.architecture, model.device, model.precision
-        self.passes: list[tuple[int, float, float, int]] = []
+        self.passes: list[tuple[int, float, float, float, int]] = []
         self._model = model
 
     def representations(
         self, pack: Pack, layers: Collection[int], observe: Callable[[int, torch.Tensor], None] | None = None
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.thread_time()
         # The engine pools a layer before it asks for the next, so its pooling lies within this generator's life.
         yield from self._model.representations(pack, layers, observe)
-        self.passes.append((threading.get_ident(), start, time.perf_counter(), len(pack.tokens)))
+        cpu = time.thread_time() - cpu
+        self.passes.append((threading.get_ident(), start, time.perf_counter(), cpu, len(pack.tokens)))
 
 
 def esmflow(inputs: Path, proteins: list[str], threads: int) -> tuple[dict[str, Any], np.ndarray]:
@@ -83,12 +84,12 @@ def esmflow(inputs: Path, proteins: list[str], threads: int) -> tuple[dict[str, 
 
     watched = Watched(model)
     engine = Engine(watched, threads=threads)  # type: ignore[arg-type]
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     embedded = engine.embed(sequences, [output])
-    end = time.perf_counter()
+    end, cpu = time.perf_counter(), time.process_time() - cpu
 
     by_thread: dict[int, list[tuple[float, float]]] = {}
-    for thread, begin, finish, _ in watched.passes:
+    for thread, begin, finish, *_ in watched.passes:
         by_thread.setdefault(thread, []).append((begin, finish))
     in_forward = sum(finish - begin for spans in by_thread.values() for begin, finish in spans)
     # A thread that has no pack left waits for the others; one that got none waits throughout.
@@ -107,6 +108,8 @@ def esmflow(inputs: Path, proteins: list[str], threads: int) -> tuple[dict[str, 
         "flops": float(shape.flops(lengths + 2, shape.layers).sum()),
         "share_outside_forward": 1 - in_forward / available,
         "share_waiting_for_last_packs": tail / available,
+        # Unlike the shares of wall time, this one hardly depends on what else the machine does.
+        "share_of_cpu_time_outside_forward": 1 - sum(seconds for *_, seconds, _ in watched.passes) / cpu,
     }, np.array(embedded.values[output])
 
 

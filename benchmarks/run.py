@@ -10,6 +10,8 @@ The parts, on the same real proteins (inputs.py) and the same ESM-2 8M:
 - forward: forward passes and pooling alone, against transformers and fair-esm's module; the engine's fill, its share
   of the machine's peak and of the time outside the forward pass (forward.py)
 - workers: the worker's start, the time between its shards, and two processes against one (workers.py)
+- large_model: the 650M shape with random weights on a handful of the proteins, against fair-esm's module
+  (large_model.py)
 - scale: ingest and plan of a million records (scale.py)
 - large_plan, large_table, many_samples: only if asked for; some 15 minutes and 20 GB of disk (scale.py)
 Contenders take turns and medians are compared; run it on a quiet machine (measure.py tells why). Nothing fails for
@@ -33,7 +35,7 @@ import scale
 import workers
 from measure import BUILD, HERE, PYTHON, run
 
-PARTS = ["end_to_end", "forward", "workers", "scale"]
+PARTS = ["end_to_end", "forward", "large_model", "workers", "scale"]
 LARGE_PARTS = {
     "large_plan": lambda inputs, work: scale.measure_plan(inputs, work, 10_000_000, 10_000),
     "large_table": lambda inputs, work: scale.measure_table(inputs, work, 1_000_000, 50_000),
@@ -86,6 +88,9 @@ def main() -> None:
         if "workers" in options.only:
             keep("workers", workers.measure(inputs, work / "workers", options.repeats))
             print_workers(record["workers"])
+        if "large_model" in options.only:
+            keep("large_model", measure_large_model(inputs, work, options.repeats))
+            print_contenders("The 650M shape, forward passes", record["large_model"]["contenders"])
         if "scale" in options.only:
             keep("scale", scale.measure(inputs, work / "scale", options.records))
             print_scale(record["scale"])
@@ -131,12 +136,38 @@ def measure_forward(inputs: Path, work: Path, repeats: int, residues: int) -> di
     }
 
 
+def measure_large_model(inputs: Path, work: Path, repeats: int) -> dict[str, Any]:
+    """Run the contenders of large_model.py in turns."""
+    import numpy as np
+
+    names = {"esmflow": "esmflow", "fair_esm": "fair-esm's module"}
+    contenders: dict[str, Any] = {label: {"seconds": [], "cpu_seconds": [], "others": []} for label in names.values()}
+    figures: dict[str, Any] = {}
+    for _ in range(repeats):
+        for name, label in names.items():
+            log = work / f"large-{name}.log"
+            command = [PYTHON, HERE / "large_model.py", name, inputs / "proteins.fasta", "--threads", str(cores())]
+            cost = run([*command, "--vectors", work / f"large-{name}.npy"], log)
+            figures = json.loads(log.read_text().splitlines()[-1])
+            for spent in ("seconds", "cpu_seconds"):
+                contenders[label][spent].append(round(figures.pop(spent), 3))
+            contenders[label]["others"].append(cost.others)
+    for own in contenders.values():
+        own["residues_per_second"] = round(figures["residues"] / median(own["seconds"]), 1)
+    ours, theirs = (np.load(work / f"large-{name}.npy").astype(np.float64) for name in names)
+    difference = np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
+    return figures | {
+        "contenders": contenders,
+        "largest_relative_difference_to_fair_esm": float(f"{difference.max():.3g}"),
+    }
+
+
 def _engine_figures(runs: Sequence[dict[str, Any]], gemm: Sequence[dict[str, float]]) -> dict[str, Any]:
     """The engine's own figures: medians, but for the peak, of which the highest is the machine's."""
     peak = max(own["peak"] for own in gemm)
     rate = runs[0]["flops"] / median(own["seconds"]["esmflow"] for own in runs)
     figures = ["tokens_per_pack", "packs", "padding_share", "fill", "fill_without_last_pack"]
-    figures += ["share_outside_forward", "share_waiting_for_last_packs"]
+    figures += ["share_outside_forward", "share_waiting_for_last_packs", "share_of_cpu_time_outside_forward"]
     return {name: round(median(own[name] for own in runs), 4) for name in figures} | {
         "gemm_peak_flops_per_second": round(peak),
         "gemm_feed_forward_shape_flops_per_second": round(max(own["feed_forward_shape"] for own in gemm)),

@@ -1,0 +1,169 @@
+"""Measure how far esmflow's numbers are from fair-esm's, and print the tables of docs/numerics.md.
+
+    .venv/bin/python benchmarks/numerics.py
+
+On the CPU: float32 against fair-esm's own forward pass, for random models of each kind in fair-esm's format and for
+the learned ESM-2 8M of the demo on real proteins. 16 bit for the latter, and for 33 random layers, to float32: with
+the residual stream in float32 (as esmflow has it) and, to show why, in 16 bit; where there is a GPU, there too.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from inputs import ROOT, uniprot
+from torch import nn
+
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
+
+import reference  # noqa: E402
+from esmflow import weights  # noqa: E402
+from esmflow.engine import Engine  # noqa: E402
+from esmflow.fetch import fetch  # noqa: E402
+from esmflow.model import Esm, Pack  # noqa: E402
+from esmflow.spec import VECTORS, Output  # noqa: E402
+from random_weights import checkpoint, esm2, proteins, uniprot_like_lengths  # noqa: E402
+
+CPU = torch.device("cpu")
+Expected = list[dict[tuple[int, str], np.ndarray]]
+
+
+class Residual16(Esm):
+    """With the residual stream in 16 bit, as in a model that was converted as a whole."""
+
+    def __init__(self, checkpoint: weights.Checkpoint, device: torch.device, *, precision: str) -> None:
+        super().__init__(checkpoint, device, precision=precision)
+        self._embedding = self._embedding.to(self._dtype)
+
+    def representations(
+        self, pack: Pack, layers: Collection[int], observe: Callable[[int, torch.Tensor], None] | None = None
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        for layer, x in super().representations(pack, layers, observe):
+            yield layer, x.float()
+
+    def _norm(self, x: torch.Tensor, parameters: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        return super()._norm(x.float(), parameters)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--proteins", type=int, default=100, help="for the learned model; a quarter for the others")
+    options = parser.parse_args()
+    random = [protein.decode() for protein in proteins(uniprot_like_lengths(options.proteins // 4))]
+    demo = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())["models"]["esm2_8M"]
+    descriptor = fetch("esm2_8M", demo["weights"], ROOT / "build" / "weights", sha256=demo["sha256"])
+    learned_path = Path(descriptor.files[0])
+    learned = reference.esm2_of_hugging_face(learned_path)
+    real = [protein[:1022] for protein in uniprot() if protein.isalpha() and "J" not in protein]
+    real = real[:: len(real) // options.proteins][: options.proteins]
+    expected = [reference.represent_fully(learned, protein, contacts=len(protein) <= 400) for protein in real]
+
+    print(
+        "float32 on the CPU: largest relative L2 error of a protein; of logits and contacts the largest absolute one\n"
+    )
+    columns = [*VECTORS, "per_tok", "logits", "contacts"]
+    print_row("model", "layers", *columns)
+    print_row(*["---"] * (len(columns) + 2))
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "tiny.pt"
+        for name, make in (
+            ("ESM-2, 4 random layers", lambda: reference.tiny_esm2(path, layers=4)),
+            ("ESM-1b, 3 random layers", lambda: reference.tiny_esm1b(path, layers=3)),
+            ("ESM-1v, 3 random layers", lambda: reference.tiny_esm1b(path, layers=3, norm_before=False)),
+        ):
+            model = make()
+            own = [reference.represent_fully(model, sequence) for sequence in random]
+            print_float32(name, Esm(weights.read([path]), CPU), random, own, columns)
+    learned_weights = weights.read([learned_path])
+    print_float32("ESM-2 8M, learned", Esm(learned_weights, CPU), real, expected, columns)
+
+    deep = checkpoint(esm2(33, 320, 20), CPU)
+    short = [sequence[:100] for sequence in random[:8]]
+    exact = Esm(deep, CPU)
+    values = embed(exact, short, vectors_of(exact))
+    by_layers = [{output: vectors[row] for output, vectors in values.items()} for row in range(len(short))]
+    print("\n16 bit: least cosine of a protein to float32\n")
+    print_row("model", "precision", "residual stream", "device", "layers", *VECTORS)
+    print_row(*["---"] * (len(VECTORS) + 5))
+    devices = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+    for name, weights_of, sequences, own in (
+        ("ESM-2 8M, learned", learned_weights, real, expected),
+        ("ESM-2, 33 random layers", deep, short, by_layers),
+    ):
+        for device in devices:
+            for precision in ("fp16", "bf16"):
+                for stream, kind in (("float32", Esm), ("16 bit", Residual16)):
+                    model = kind(weights_of, device, precision=precision)
+                    print_cosines([name, precision, stream, device.type], model, sequences, own)
+
+
+def vectors_of(model: Esm) -> list[Output]:
+    return [Output(layer, kind) for layer in range(model.architecture.layers + 1) for kind in VECTORS]
+
+
+def embed(model: Esm, sequences: Sequence[str], outputs: Sequence[Output]) -> dict[Output, list[np.ndarray]]:
+    engine = Engine(model, threads=torch.get_num_threads())
+    found = engine.embed([sequence.encode() for sequence in sequences], outputs)
+    engine.close()
+    assert found.reasons == [None] * len(sequences)
+    return found.values
+
+
+def print_float32(name: str, model: Esm, sequences: Sequence[str], expected: Expected, columns: Sequence[str]) -> None:
+    shape = model.architecture
+    outputs = [Output(layer, kind) for layer in range(shape.layers + 1) for kind in (*VECTORS, "per_tok")]
+    outputs += [Output(shape.layers, kind) for kind in ("logits",) if shape.lm_head]
+    values = embed(model, sequences, outputs)
+    short = [row for row, own in enumerate(expected) if (shape.layers, "contacts") in own]
+    contacts = Output(shape.layers, "contacts")
+    maps = embed(model, [sequences[row] for row in short], [contacts])[contacts]
+    for first, last in ((0, 0), (1, shape.layers - 1), (shape.layers, shape.layers)):
+        cells = []
+        for kind in columns:
+            errors = [
+                error(kind, found, own[output])
+                for output in outputs
+                if output.representation == kind and first <= output.layer <= last
+                for found, own in zip(values[output], expected, strict=True)
+            ]
+            if kind == "contacts" and last == shape.layers:
+                errors = [error(kind, found, expected[row][contacts]) for found, row in zip(maps, short, strict=True)]
+            cells.append("" if not errors else f"{max(errors):.0e}" if max(errors) else "0")
+        print_row(name, f"{first}" if first == last else f"{first} to {last}", *cells)
+
+
+def error(kind: str, found: np.ndarray, expected: np.ndarray) -> float:
+    difference = np.abs(found - expected)
+    if kind in ("logits", "contacts"):
+        return float(difference.max())
+    return float(np.linalg.norm(difference) / np.linalg.norm(expected))
+
+
+def print_cosines(about: Sequence[str], model: Esm, sequences: Sequence[str], expected: Expected) -> None:
+    depth = model.architecture.layers
+    outputs = vectors_of(model)
+    values = embed(model, sequences, outputs)
+    for first, last in ((0, depth - 1), (depth, depth)):
+        cells = []
+        for kind in VECTORS:
+            cosines = [
+                float(nn.functional.cosine_similarity(*map(torch.tensor, (found.astype(float), own[output])), dim=0))
+                for output in outputs
+                if output.representation == kind and first <= output.layer <= last
+                for found, own in zip(values[output], expected, strict=True)
+            ]
+            cells.append(f"{min(cosines):.7f}")
+        print_row(*about, f"{first}" if first == last else f"{first} to {last}", *cells)
+
+
+def print_row(*cells: str) -> None:
+    print("|", " | ".join(cells), "|", flush=True)
+
+
+if __name__ == "__main__":
+    main()
