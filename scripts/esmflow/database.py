@@ -9,7 +9,7 @@ import duckdb
 
 from esmflow import files
 
-MEMORY_LIMIT = "256MB"
+MEMORY_LIMIT = "512MB"
 #: What DuckDB raises for a Parquet file that is damaged: its base class, besides those for input.
 UNREADABLE = duckdb.Error
 
