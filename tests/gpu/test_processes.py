@@ -1,0 +1,76 @@
+"""Processes and models on GPUs: each process has a device of its own, and what a model took is free after it."""
+
+import time
+from pathlib import Path
+
+import pytest
+import random_weights
+import torch
+from esmflow.descriptor import Descriptor
+from esmflow.device import free_memory
+from esmflow.engine import Engine
+from esmflow.health import gpu_figures, visible_gpus
+from esmflow.model import Esm
+from esmflow.pool import WorkerPool
+from esmflow.registry import ModelRegistry
+from esmflow.server import Server
+from esmflow.spec import Output
+from esmflow.tasks import Call, Model, StartServer
+
+SHAPE = random_weights.shallow(random_weights.SHAPES["650M"], 8)
+MEAN = Output(8, "mean")
+MIB = 1 << 20
+
+
+def device_of(server: Server, seconds: float) -> str:
+    """The device of a process, which is kept busy for a while so that the others get their turn."""
+    torch.ones(1, device=server.registry.device)
+    time.sleep(seconds)
+    return str(server.registry.device)
+
+
+def test_each_process_has_a_gpu_of_its_own(cuda: torch.device) -> None:
+    count = len(visible_gpus())
+    assert count == torch.cuda.device_count()
+    with WorkerPool(StartServer("auto", 1, None), count) as pool:
+        devices = [pool.submit(Call(device_of, (2.0,))) for _ in range(count)]
+        assert {future.result(120) for future in devices} == {f"cuda:{number}" for number in range(count)}
+
+
+def test_the_driver_tells_of_every_visible_gpu(cuda: torch.device) -> None:
+    figures = gpu_figures()
+    assert len(figures) == torch.cuda.device_count()
+    assert all(figure["memory_bytes"] > 0 and 0 <= figure["utilisation"] <= 1 for figure in figures)
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> list[Model]:
+    """Two names for weights that the loader below makes up; the files only have to be there."""
+    made = []
+    for name in ("one", "two"):
+        (tmp_path / name).touch()
+        stat = (tmp_path / name).stat()
+        stamp = [[stat.st_size, stat.st_mtime_ns]]
+        made.append(Model(Descriptor(name, [str(tmp_path / name)], stamp, name * 20, SHAPE), "fp16", "auto"))
+    return made
+
+
+def test_switching_frees_the_memory_of_the_model_before(cuda: torch.device, models: list[Model]) -> None:
+    def load(model: Model, precision: str) -> Engine:
+        return Engine(Esm(random_weights.checkpoint(SHAPE, cuda), cuda, precision=precision), tokens_per_pack=4096)
+
+    def room_for_one(device: torch.device) -> int:
+        return 0 if held.residents else free_memory(device)
+
+    held = ModelRegistry(cuda, load, free=room_for_one)
+    free = []
+    for number in range(10):
+        held.get(models[number % 2]).engine.embed([b"MKTAYIAKQRQISFVKSHFSRQ" * 20] * 50, [MEAN])
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        free.append(free_memory(cuda))
+    assert held.loads == 10
+    assert min(free[2:]) >= free[1] - 64 * MIB
+    taken = free_memory(cuda)
+    held.close()
+    assert free_memory(cuda) - taken >= 8 * 12 * SHAPE.embed_dim**2 * 2
