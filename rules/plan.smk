@@ -17,6 +17,7 @@ checkpoint plan:
         max_jobs=str(config["workers"]["max_jobs"]),
         gpus_per_job=str(config["workers"]["gpus_per_job"]),
         mix_models=str(config["workers"]["mix_models"]),
+        local=str(workflow.local_exec and not workflow.remote_exec),
         embed_threads=str(EMBED_THREADS),
         tokens_per_pack=str(config["workers"]["tokens_per_pack"]),
     params:
@@ -35,4 +36,21 @@ checkpoint plan:
         " --target-minutes {resources.target_minutes} --max-jobs {resources.max_jobs}"
         " --gpus-per-job {resources.gpus_per_job} --threads {resources.embed_threads}"
         " --tokens-per-pack {resources.tokens_per_pack} --mix-models {resources.mix_models}"
-        " --part-mb {params.part_mb}"
+        " --part-mb {params.part_mb} --local {resources.local}"
+
+
+localrules:
+    preflight,
+
+
+rule preflight:
+    input:
+        PLAN,
+    log:
+        "logs/preflight/preflight.log",
+    conda:
+        "../envs/cpu.yaml"
+    params:
+        store=STORE,
+    shell:
+        'python "$ESMFLOW"/preflight.py --log {log:q} --plan {input:q} --store {params.store:q}'

@@ -32,6 +32,7 @@ def main(options: Namespace) -> None:
             None if options.tokens_per_pack == "auto" else int(options.tokens_per_pack),
             options.part_mb * 1e6,
             options.mix_models == "True",
+            options.local == "True",
         ),
     )
 
@@ -54,4 +55,7 @@ if __name__ == "__main__":
         "--part-mb", type=float, default=inf, help="megabytes of vectors beyond which a table is written in parts"
     )
     arguments.add_argument("--mix-models", choices=["True", "False"], default="False", help="several models in a job")
+    arguments.add_argument(
+        "--local", choices=["True", "False"], default="False", help="whether jobs run on this machine"
+    )
     command.run(main, arguments)

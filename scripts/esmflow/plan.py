@@ -7,7 +7,7 @@ import logging
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from esmflow import database, estimate, files
 from esmflow.descriptor import Descriptor
 from esmflow.jobs import SHARD, Job, JobModel, Shard
+from esmflow.preflight import Preflight
 from esmflow.spec import WHOLE, ModelSpec, Output
 from esmflow.store import Space, Store, damaged, mark_used, needs_mark
 from esmflow.treatment import cost, kept, value_bytes
@@ -45,6 +46,9 @@ class Sizes:
     """Of vectors, beyond which a feature table is written in parts."""
     mix_models: bool = False
     """Whether a job may have shards of several models."""
+
+    local: bool = False
+    """Whether the jobs run on this machine."""
 
     @property
     def shard_cost(self) -> float:
@@ -79,7 +83,8 @@ def plan(
     jobs whose receipts it needs: those of this plan, and those of earlier ones (from `receipts`), so that a table that
     gains nothing keeps its inputs; and it tells which tables are so large that they are to be written in parts.
     Names are derived from content.
-    Raises ConfigError for a layer or length that a model does not have.
+    Raises ConfigError for a layer or length that a model does not have; WriteError or DeviceError if it is sure that
+    what is planned does not fit on the disks or into memory.
     """
     models = {spec.name: Descriptor.load(descriptors[spec.name]) for spec in specs}
     outputs = {spec.name: spec.outputs(models[spec.name].architecture.layers) for spec in specs}
@@ -104,9 +109,24 @@ def plan(
                 for shard_name, table in _served(connection, list(sequences), spec.name, shards[spec.name]):
                     served[shard_name].add(table)
 
+            lengths = connection.execute(
+                "SELECT sample, length, count(*) AS n FROM entry GROUP BY ALL ORDER BY ALL"
+            ).fetchnumpy()
+
         earlier = _receipts(receipts)
         jobs = [_job(dealt, specs, descriptors, served, directory) for dealt in _deal_all(list(shards.values()), sizes)]
         summaries = {job.name: _summary(job, specs, models, longest, earlier.values(), sizes) for job in jobs}
+        gaining = set().union(*(job.serves for job in jobs))
+        table_bytes = sum(
+            _table_bytes(spec, models[spec.name], output, path, lengths, number)
+            for spec in specs
+            for output in outputs[spec.name]
+            for number, (sample, path) in enumerate(sequences.items())
+            if (name := _table(sample, spec.name, output)) in gaining and not any(directory.parent.glob(f"*/{name}.*"))
+        )
+        preflight = _preflight(jobs, summaries, specs, models, earlier.values(), sizes, table_bytes)
+        log.info("%s", preflight.text(store.root, directory.parent))
+        preflight.require_room(store.root, directory.parent, local=sizes.local)
         for job in jobs:
             job.save(work / "jobs" / f"{job.name}.json")
         for name in summaries.keys() & earlier.keys():
@@ -127,6 +147,7 @@ def plan(
             for table in needs.keys() & set(tables):
                 needs[table].add(name)
         summary = {
+            "preflight": asdict(preflight),
             "jobs": summaries,
             "tables": {table: sorted(names) for table, names in needs.items()},
             "in_parts": sorted(_in_parts(models, outputs, sequences, sizes.part_bytes)),
@@ -224,6 +245,54 @@ def _summary(
         "minutes": round(minutes, 2),
         "memory_mb": memory,
     }
+
+
+def _preflight(
+    jobs: Sequence[Job],
+    summaries: Mapping[str, Mapping[str, Any]],
+    specs: Sequence[ModelSpec],
+    models: Mapping[str, Descriptor],
+    receipts: Collection[Mapping[str, Any]],
+    sizes: Sizes,
+    table_bytes: int,
+) -> Preflight:
+    """What all the jobs will take."""
+    working = [spec for spec in specs if any(spec.name in job.models for job in jobs)]
+    rates = [estimate.rate(receipts, spec.name, spec.precision, sizes.gpus_per_job) for spec in working]
+    minutes = [summary["minutes"] for summary in summaries.values()]
+    return Preflight(
+        jobs=len(jobs),
+        sequences=sum(summary["sequences"] for summary in summaries.values()),
+        device=rates[0].device if rates else "",
+        device_hours=round(sum(minutes) / 60 * max(sizes.gpus_per_job, 1), 3),
+        longest_minutes=max(minutes, default=0.0),
+        measured=all(rate.measured for rate in rates),
+        memory_mb=max((summary["memory_mb"] for summary in summaries.values()), default=0),
+        weights_bytes=4 * max((models[spec.name].architecture.matrix_numbers for spec in working), default=0),
+        store_bytes=sum(shard.value_bytes for job in jobs for shard in job.shards),
+        table_bytes=table_bytes,
+    )
+
+
+def _table_bytes(
+    spec: ModelSpec,
+    descriptor: Descriptor,
+    output: Output,
+    sequences: Path,
+    lengths: Mapping[str, np.ndarray],
+    sample: int,
+) -> int:
+    """Bytes of a sample's values of an output in its table (every record) or residue file (every sequence once).
+
+    lengths: columns sample (its number), length, n (sequences of that length).
+    """
+    if not output.ragged:
+        return int(pq.read_metadata(sequences).num_rows) * descriptor.architecture.embed_dim * 4
+    own = lengths["sample"] == sample
+    length, count = lengths["length"][own], lengths["n"][own]
+    long = kept(length, spec.long_treatment) if spec.long_treatment else np.zeros_like(length)
+    residues = np.where(length <= spec.max_length, length, long)
+    return int(count @ value_bytes(descriptor.architecture, residues, output))
 
 
 def _table(sample: str, model: str, output: Output) -> str:

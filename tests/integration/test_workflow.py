@@ -162,6 +162,21 @@ def test_a_table_asked_for_by_its_path_alone_is_the_only_one_made(work: Workspac
     assert worst_error(found, residues, lambda s: reference.represent(model, s), 1, "max") <= TOLERANCE
 
 
+def test_the_preflight_tells_what_is_to_come_and_embeds_nothing(work: Workspace) -> None:
+    reference.tiny_esm2(work.root / "tiny.pt")
+    work.write_samples([("one", work.write_fasta("one.fasta", [plain("p", "MKV"), plain("q", "MKVA")]))])
+    work.write_config({"tiny": {"weights": "tiny.pt"}})
+    for _ in range(2):
+        result = work.run("--", "preflight")
+        assert "2 sequences in 1 jobs" in result.stdout
+        assert "nothing was embedded" in result.stdout
+    assert (work.receipts(), work.store_files(), work.table_files()) == ({}, [], [])
+    planned = (work.root / "results/plan/plan.json").stat().st_ino
+    work.run()
+    assert (work.root / "results/plan/plan.json").stat().st_ino == planned
+    assert len(work.table("one", "tiny", "layer3.mean")) == 2
+
+
 @pytest.fixture(scope="module")
 def two_models(
     baseline: Baseline, esm2_8m: Path, tmp_path_factory: pytest.TempPathFactory

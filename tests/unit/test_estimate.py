@@ -1,6 +1,11 @@
 """Estimates of worker jobs: from receipts where there are some, and never less memory than a real worker takes."""
 
 import json
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +13,10 @@ import pytest
 import reference
 from esmflow import weights
 from esmflow.catalog import ingest
+from esmflow.errors import DeviceError, WriteError
 from esmflow.estimate import ASSUMED_RATES, rate
 from esmflow.plan import Sizes, plan
+from esmflow.preflight import Preflight
 from esmflow.spec import ModelSpec
 from esmflow.store import Store
 from workflow import script
@@ -58,7 +65,7 @@ def test_where_all_jobs_found_no_gpu_the_next_will_find_none() -> None:
     )
 
 
-def planned(directory: Path, representations: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+def planned(directory: Path, representations: tuple[str, ...], store: Path | None = None) -> dict[str, dict[str, Any]]:
     """The jobs of plan.json for one sample and a tiny model."""
     (directory / "a.fasta").write_text("".join(f">p{n}\n{residues}\n" for n, residues in enumerate(PROTEINS)))
     sequences = directory / "a.parquet"
@@ -67,8 +74,8 @@ def planned(directory: Path, representations: tuple[str, ...]) -> dict[str, dict
     weights.describe("m", directory / "tiny.pt").save(directory / "m.json")
     spec = ModelSpec("m", (-1,), representations, "truncate", 1022, 0, "auto")
     models = {"m": directory / "m.json"}
-    store, receipts = Store(directory / "store"), directory / "receipts"
-    plan([spec], models, {"a": sequences}, store, receipts, directory / "plan", SIZES)
+    receipts = directory / "receipts"
+    plan([spec], models, {"a": sequences}, Store(store or directory / "store"), receipts, directory / "plan", SIZES)
     return dict(json.loads((directory / "plan" / "plan.json").read_text())["jobs"])
 
 
@@ -98,3 +105,44 @@ def test_a_worker_takes_no_more_memory_than_the_plan_says(tmp_path: Path, repres
     assert script("embed", *arguments, "--threads", "2", cwd=tmp_path).returncode == 0
     peak = json.loads((tmp_path / "receipts/r.json").read_text())["figures"]["peak_memory_bytes"]
     assert job["memory_mb"] / 4 < peak / 2**20 <= job["memory_mb"]
+
+
+def test_the_preflight_adds_up_what_is_to_be_written(tmp_path: Path) -> None:
+    [job] = planned(tmp_path, ("mean", "per_tok")).values()
+    preflight = json.loads((tmp_path / "plan" / "plan.json").read_text())["preflight"]
+    numbers = 48 * (len(PROTEINS) + sum(map(len, PROTEINS)))
+    unique = 48 * (len(set(PROTEINS)) + sum(map(len, set(PROTEINS))))
+    assert len(set(PROTEINS)) == len(PROTEINS)
+    assert (preflight["store_bytes"], preflight["table_bytes"]) == (4 * unique, 4 * numbers)
+    assert (preflight["jobs"], preflight["sequences"]) == (1, len(PROTEINS))
+    assert preflight["device_hours"] == pytest.approx(job["minutes"] / 60, abs=1e-3)
+    assert preflight["measured"] is False
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount")
+    if os.geteuid() or not mount:
+        pytest.skip("needs root and mount to make a small disk")
+    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "none", disk], check=False).returncode:
+        pytest.skip("this machine does not let us mount a small disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_store_that_does_not_fit_on_its_disk_ends_the_plan(tmp_path: Path, small_disk: Path) -> None:
+    with pytest.raises(WriteError, match=r"disk/store: the run needs about 1\.\d MiB"):
+        planned(tmp_path, ("per_tok",), small_disk / "store")
+    assert not (tmp_path / "plan").exists()
+    assert len(planned(tmp_path, ("mean",), small_disk / "store")) == 1
+
+
+def test_weights_beyond_the_memory_of_this_machine_end_a_plan_whose_jobs_run_here(tmp_path: Path) -> None:
+    huge = Preflight(1, 1, "cpu", 1.0, 60.0, False, 1000, 1 << 60, 0, 0)
+    with pytest.raises(DeviceError, match="memory"):
+        huge.require_room(tmp_path, tmp_path, local=True)
+    huge.require_room(tmp_path, tmp_path, local=False)
+    replace(huge, device="cuda").require_room(tmp_path, tmp_path, local=True)
