@@ -14,6 +14,7 @@ include: "rules/models.smk"
 include: "rules/plan.smk"
 include: "rules/embed.smk"
 include: "rules/features.smk"
+include: "rules/exports.smk"
 
 
 localrules:
@@ -24,4 +25,5 @@ rule all:
     default_target: True
     input:
         tables,
+        exports,
         expand(STATUS, sample=SAMPLES),

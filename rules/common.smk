@@ -8,7 +8,7 @@ sys.path.insert(0, SCRIPTS)
 
 from esmflow.config import check_config, read_samples
 from esmflow.errors import EsmflowError
-from esmflow.spec import LETTERS_VERSION, NUMERICS_VERSION, RAGGED, VECTORS, ModelSpec
+from esmflow.spec import EXPORTS, LETTERS_VERSION, NUMERICS_VERSION, RAGGED, VECTORS, ModelSpec
 
 try:
     config = check_config(config)
@@ -37,6 +37,7 @@ TABLE_PARTS = f"{RESULTS}/features/{{sample}}/{{model}}/{{output}}.parts"
 RESIDUES = f"{RESULTS}/residues/{{sample}}/{{model}}/{{output}}.h5"
 STATUS = f"{RESULTS}/status/{{sample}}.tsv"
 EMBED_THREADS = 8
+EXPORT = f"{RESULTS}/exports/{{sample}}/{{model}}"
 
 
 wildcard_constraints:
@@ -98,6 +99,27 @@ def table_path(name, in_parts):
     return form.format(sample=sample, model=model, output=output)
 
 
+def exports(wildcards):
+    """What the exports that the config asks for make of the tables."""
+    paths = {
+        "csv": "csv/{output}.csv.gz",
+        "npy": "npy/{output}.npy",
+        "uniprot_h5": "uniprot_h5/{output}/per-{unit}.h5",
+        "fair_esm_pt": "fair_esm_pt",
+        "bio_embeddings": "bio_embeddings/{output}/reduced_embeddings_file.h5",
+        "anndata": "anndata/{output}.h5ad",
+    }
+    result = set()
+    for table in read_plan()["tables"]:
+        sample, model, output = Path(table).parts
+        unit = "residue" if output.endswith("per_tok") else "protein"
+        for name in config["exports"]:
+            if output.endswith(EXPORTS[name]):
+                path = f"{EXPORT}/{paths[name]}"
+                result.add(path.format(sample=sample, model=model, output=output, unit=unit))
+    return sorted(result)
+
+
 def table_receipts(wildcards):
     """The receipts of the jobs that a feature table or a residue file needs."""
     jobs = read_plan()["tables"][f"{wildcards.sample}/{wildcards.model}/{wildcards.output}"]
@@ -108,6 +130,14 @@ def sample_receipts(wildcards):
     """The receipts of the jobs that any feature table of a sample needs."""
     needed = read_plan()["tables"].items()
     jobs = {job for table, names in needed if table.startswith(f"{wildcards.sample}/") for job in names}
+    return expand(RECEIPT, job=sorted(jobs))
+
+
+def fair_esm_receipts(wildcards):
+    """The receipts of the jobs that the export fair_esm_pt needs."""
+    needed = read_plan()["tables"].items()
+    prefix, kinds = f"{wildcards.sample}/{wildcards.model}/", EXPORTS["fair_esm_pt"]
+    jobs = {job for table, names in needed if table.startswith(prefix) and table.endswith(kinds) for job in names}
     return expand(RECEIPT, job=sorted(jobs))
 
 
@@ -122,4 +152,12 @@ def table_spec(wildcards):
     layer, _, representation = wildcards.output.removeprefix("layer").rpartition(".")
     return json.dumps(
         numeric_config(wildcards.model) | {"layers": [int(layer or -1)], "representations": [representation]}
+    )
+
+
+def fair_esm_spec(wildcards):
+    """The part of a model's config that concerns the export fair_esm_pt."""
+    spec = numeric_config(wildcards.model)
+    return json.dumps(
+        spec | {"representations": [kind for kind in spec["representations"] if kind in EXPORTS["fair_esm_pt"]]}
     )

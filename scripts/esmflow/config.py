@@ -13,6 +13,7 @@ import jsonschema
 
 from esmflow.errors import ConfigError
 from esmflow.source import WheelMember, require_official
+from esmflow.spec import EXPORTS
 
 _SCHEMA = Path(__file__).parents[2] / "config" / "schemas" / "config.schema.json"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -44,6 +45,13 @@ def check_config(config: Mapping[str, object]) -> dict[str, Any]:
             raise ConfigError(
                 f"config: models.{name}.weights: {weights!r} does not exist; "
                 "give the path of a weights file or directory, or 'fair-esm' for the official file"
+            )
+    asked = {kind for model in checked["models"].values() for kind in model["representations"]}
+    for export in checked["exports"]:
+        if not asked & set(EXPORTS[export]):
+            raise ConfigError(
+                f"config: exports: {export} is of {', '.join(EXPORTS[export])}, and no model has one of them in its "
+                "representations; add one or leave the export out"
             )
     return checked
 

@@ -20,6 +20,15 @@ WHOLE = "whole"
 VECTORS = ("mean", "bos", "max", "std")
 #: Representations of which a protein has as much as its length asks for.
 RAGGED = ("per_tok", "logits", "contacts")
+#: What of these each export can hold.
+EXPORTS = {
+    "csv": VECTORS,
+    "npy": VECTORS,
+    "uniprot_h5": (*VECTORS, "per_tok"),
+    "fair_esm_pt": ("mean", "bos", "per_tok", "contacts"),
+    "bio_embeddings": VECTORS,
+    "anndata": VECTORS,
+}
 
 
 class Output(NamedTuple):

@@ -1,0 +1,47 @@
+"""Export a sample's records with the values of a model for other programs.
+
+In: the sample's catalog (and for bio_embeddings its sequences), the model's descriptor and the store. Out: one or two
+files, or for fair_esm_pt a directory.
+"""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+from esmflow import command, exports
+from esmflow.descriptor import Descriptor
+from esmflow.records import embedded
+from esmflow.spec import ModelSpec
+from esmflow.store import Store
+
+WRITERS = {
+    "csv": exports.write_csv,
+    "npy": exports.write_npy,
+    "uniprot_h5": exports.write_uniprot_h5,
+    "fair_esm_pt": exports.write_fair_esm_pt,
+    "bio_embeddings": exports.write_bio_embeddings,
+    "anndata": exports.write_anndata,
+}
+
+
+def main(options: Namespace) -> None:
+    spec, descriptor = ModelSpec.of(options.model, options.spec), Descriptor.load(options.descriptor)
+    outputs = spec.outputs(descriptor.architecture.layers)
+    store, beside = Store(options.store), options.targets[0]
+    with embedded(options.catalog, spec, descriptor, outputs, store, beside, options.sequences) as records:
+        WRITERS[options.format](records, *options.targets)
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__)
+    arguments.add_argument("--format", choices=WRITERS, required=True)
+    arguments.add_argument("--catalog", type=Path, required=True)
+    arguments.add_argument("--sequences", type=Path, help="the sample's residues, for bio_embeddings")
+    arguments.add_argument("--model", required=True, help="the model's name in the config")
+    arguments.add_argument(
+        "--spec", type=json.loads, required=True, help="its config, with the layers and representations, as JSON"
+    )
+    arguments.add_argument("--descriptor", type=Path, required=True)
+    arguments.add_argument("--store", type=Path, required=True)
+    arguments.add_argument("targets", type=Path, nargs="+", metavar="TARGET")
+    command.run(main, arguments)
