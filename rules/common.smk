@@ -3,7 +3,8 @@ import shlex
 import sys
 from pathlib import Path
 
-SCRIPTS = str(Path(workflow.basedir) / "scripts")
+# Not workflow.basedir, which is that of a workflow that uses this one as a module.
+SCRIPTS = str(Path(str(workflow.current_basedir)).parent / "scripts")
 sys.path.insert(0, SCRIPTS)
 
 from esmflow.config import check_config, read_samples
