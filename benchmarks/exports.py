@@ -42,23 +42,23 @@ def measure(inputs: Path, work: Path, records: int) -> dict[str, Any]:
     run([PYTHON, HERE / "exports.py", descriptor, work, "--records", str(records)], work / "synthetic.log")
     command = [PYTHON, ROOT / "scripts" / "export.py", "--catalog", work / "catalog.parquet", "--model", "esm2_8M"]
     command += ["--sequences", work / "sequences.parquet", "--descriptor", descriptor, "--store", work / "store"]
-    result = {}
+    costs, written = {}, {}
     for name, targets in TARGETS.items():
         spec = SPEC | {"representations": ["per_tok" if "residue" in name else "mean"]}
         paths = [work / "exports" / target for target in targets]
         form = name.partition(" ")[0]
-        cost = run([*command, "--spec", json.dumps(spec), "--format", form, "--", *paths], work / "export.log")
-        written = [file for path in paths for file in [path, *path.glob("*")] if file.is_file()]
-        result[name] = {
-            "seconds": round(cost.seconds, 2),
-            "cpu_seconds": round(cost.cpu_seconds, 2),
-            "peak_bytes": cost.peak_bytes,
-            "files": len(written),
-            "bytes": sum(file.stat().st_size for file in written),
-            "others": cost.others,
-        }
-        assert len(written) == (records if name == "fair_esm_pt" else len(targets))
-    return {"records": records, "exports": result}
+        costs[name] = run([*command, "--spec", json.dumps(spec), "--format", form, "--", *paths], work / "export.log")
+        files = [file for path in paths for file in [path, *path.glob("*")] if file.is_file()]
+        assert len(files) == (records if form == "fair_esm_pt" else len(targets))
+        written[name] = sum(file.stat().st_size for file in files)
+    return {
+        "records": records,
+        "seconds": {name: round(cost.seconds, 2) for name, cost in costs.items()},
+        "cpu_seconds": {name: round(cost.cpu_seconds, 2) for name, cost in costs.items()},
+        "peak_bytes": {name: cost.peak_bytes for name, cost in costs.items()},
+        "bytes_written": written,
+        "others": {name: cost.others for name, cost in costs.items()},
+    }
 
 
 def write_sample(descriptor_file: Path, work: Path, records: int) -> None:

@@ -14,6 +14,7 @@ The parts, on the same real proteins (inputs.py) and the same ESM-2 8M:
   (large_model.py)
 - scale: ingest and plan of a million records (scale.py)
 - large_plan, large_table, many_samples: only if asked for; some 15 minutes and 20 GB of disk (scale.py)
+- exports: only if asked for; each export of 100,000 proteins (exports.py)
 Contenders take turns and medians are compared; run it on a quiet machine (measure.py tells why). Nothing fails for
 being slow. With --only, the record's other parts stay as they are.
 """
@@ -31,6 +32,7 @@ from statistics import median
 from typing import Any
 
 import end_to_end
+import exports
 import scale
 import workers
 from measure import BUILD, HERE, PYTHON, run
@@ -40,6 +42,7 @@ LARGE_PARTS = {
     "large_plan": lambda inputs, work: scale.measure_plan(inputs, work, 10_000_000, 10_000),
     "large_table": lambda inputs, work: scale.measure_table(inputs, work, 1_000_000, 50_000),
     "many_samples": lambda inputs, work: scale.measure_samples(inputs, work, 200),
+    "exports": lambda inputs, work: exports.measure(inputs, work, 100_000),
 }
 ALL_PARTS = [*PARTS, *LARGE_PARTS]
 PACKAGES = ["torch", "transformers", "fair-esm", "snakemake", "duckdb", "pyarrow", "numpy"]

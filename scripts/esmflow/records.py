@@ -1,5 +1,6 @@
 """The records of a sample in file order, each with its values of some outputs, in constant memory."""
 
+import logging
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,8 @@ from esmflow.treatment import kept, value_bytes
 _BATCH_BYTES = 16 << 20
 _RECORDS = 10_000
 _STORE_ROWS, _RAGGED_STORE_ROWS = 8192, 16
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def embedded(
         for number, output in enumerate(outputs):
             _scatter(connection, number, output, held[output], scratch[output])
         [(count,)] = connection.execute("SELECT count(*) FROM record").fetchall()
+        log.info("%s records", f"{count:,}")
         metadata = {
             output: metadata_for(join.provenance(spec, descriptor, output, files)) for output, files in held.items()
         }

@@ -2,13 +2,17 @@
 
 import functools
 import random
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import reference
 import torch
-from workflow import MAX_LENGTH, MODEL, Baseline, Entry, Vectors, Workspace, plain
+import yaml
+from workflow import ENVIRONMENT, MAX_LENGTH, MODEL, ROOT, Baseline, Entry, Vectors, Workspace, plain
 
 
 def bad_and_odd(sequence: str, other: str) -> list[Entry]:
@@ -86,3 +90,38 @@ def work(tmp_path: Path) -> Workspace:
 def again(baseline: Baseline, tmp_path: Path) -> Workspace:
     """A copy of the shared run that a test may change."""
     return baseline.work.copy(tmp_path / "again")
+
+
+IMPORTING = """
+configfile: "config.yaml"
+
+
+module esmflow:
+    snakefile: {snakefile!r}
+    config: config["esmflow"]
+
+
+use rule * from esmflow as esmflow_*
+
+
+rule list_tables:
+    default_target: True
+    input: rules.esmflow_all.input
+    output: "tables.txt"
+    shell: "printf '%s\\n' {{input:q}} > {{output}}"
+"""
+
+
+@pytest.fixture(scope="session")
+def demo(esm2_8m: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """The demo, run by another workflow that uses this one as a module, with the weights at hand."""
+    work = Workspace(tmp_path_factory.mktemp("demo"))
+    shutil.copytree(ROOT / "config" / "demo", work.root / "config" / "demo")
+    config = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
+    config["models"]["esm2_8M"]["weights"] = str(esm2_8m)
+    (work.root / "config.yaml").write_text(yaml.safe_dump({"esmflow": config}))
+    (work.root / "Snakefile").write_text(IMPORTING.format(snakefile=str(ROOT / "Snakefile")))
+    command = [sys.executable, "-m", "snakemake", "--cores", "2"]
+    result = subprocess.run(command, cwd=work.root, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return work

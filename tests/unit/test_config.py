@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -325,3 +326,16 @@ def test_a_sheet_that_is_no_table_is_refused(content: bytes) -> None:
 def test_an_absent_sheet_and_a_directory_are_refused(here: Path) -> None:
     assert "absent.tsv" in sheet_complaint(here / "absent.tsv")
     assert str(here) in sheet_complaint(here)
+
+
+def test_readme_tells_type_default_example_and_effect_of_each_key() -> None:
+    schema = json.loads((CONFIG.parent / "schemas" / "config.schema.json").read_text())
+    keys = set()
+    for name, part in schema["properties"].items():
+        inner = part.get("additionalProperties") or part
+        prefix = f"{name}.NAME" if inner is not part else name
+        keys |= {f"{prefix}.{key}" for key in inner.get("properties", {})} or {name}
+    rows = [line.strip("|").split(" | ") for line in (CONFIG.parent / "README.md").read_text().splitlines()]
+    told = {row[0].strip(" `"): row for row in rows if len(row) > 1}
+    assert keys <= told.keys()
+    assert all(len(row) == 6 and all(cell.strip() for cell in row) for row in told.values())
