@@ -1,4 +1,4 @@
-# On a fresh machine with Python 3.11 or later: `make demo`, `make test`.
+# On a fresh machine with Python 3.11 or later: `make demo`, `make test`; with root, `make test-slurm`.
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := scripts tests benchmarks
@@ -6,7 +6,7 @@ SOURCES := scripts tests benchmarks
 # On a machine with a GPU, whose own Python may be all that there is: tests/gpu/requirements.txt.
 GPU_PYTHON ?= $(if $(wildcard .venv/run),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test lint bench test-gpu bench-gpu
+.PHONY: demo test test-slurm lint bench test-gpu bench-gpu
 
 demo: .venv/run
 	$(BIN)/snakemake --profile profiles/local --configfile config/demo.yaml
@@ -14,6 +14,14 @@ demo: .venv/run
 
 test: .venv/dev
 	$(BIN)/python -m pytest
+
+# Needs root, and says why it skips without.
+test-slurm: .venv/dev
+	if [ "$$(id -u)" = 0 ] && which apt-get && ! which munged slurmctld slurmd ip; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			slurmctld slurmd slurm-client munge iproute2; \
+	fi
+	$(BIN)/python -m pytest -rs tests/slurm
 
 lint: .venv/dev
 	$(BIN)/ruff check $(SOURCES)

@@ -19,6 +19,20 @@ include: "rules/exports.smk"
 
 localrules:
     all,
+    ingest,
+    fetch_model,
+    plan,
+    features,
+    features_in_parts,
+    residues,
+    status,
+    export_csv,
+    export_npy,
+    export_uniprot_h5_per_protein,
+    export_uniprot_h5_per_residue,
+    export_fair_esm_pt,
+    export_bio_embeddings,
+    export_anndata,
 
 
 rule all:

@@ -1,4 +1,6 @@
+import functools
 import json
+import math
 import shlex
 import sys
 from pathlib import Path
@@ -23,6 +25,9 @@ except EsmflowError as error:
 environment = f"export ESMFLOW={shlex.quote(SCRIPTS)}"
 if not workflow.deployment_settings.deployment_method:
     environment += f" PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+# Only a job that was submitted has a time limit, which the worker must know.
+if workflow.remote_exec:
+    environment += " IN_ALLOCATION=yes"
 shell.prefix(f"{environment}; ")
 
 MODELS = config["models"]
@@ -37,7 +42,7 @@ TABLE = f"{RESULTS}/features/{{sample}}/{{model}}/{{output}}.parquet"
 TABLE_PARTS = f"{RESULTS}/features/{{sample}}/{{model}}/{{output}}.parts"
 RESIDUES = f"{RESULTS}/residues/{{sample}}/{{model}}/{{output}}.h5"
 STATUS = f"{RESULTS}/status/{{sample}}.tsv"
-EMBED_THREADS = 8
+EMBED_THREADS = 8 * max(config["workers"]["gpus_per_job"], 1)
 EXPORT = f"{RESULTS}/exports/{{sample}}/{{model}}"
 
 
@@ -81,10 +86,22 @@ def parent(files):
     return str(Path(files[0]).parent)
 
 
+@functools.lru_cache(maxsize=1)
+def load_plan(path, written):
+    """The plan written at that time; it is asked for once per table and thrice per job."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def read_plan():
     """The current plan, once its checkpoint has run."""
-    directory = Path(checkpoints.plan.get().output.directory)
-    return json.loads((directory / "plan.json").read_text(encoding="utf-8"))
+    path = Path(checkpoints.plan.get().output.directory) / "plan.json"
+    return load_plan(path, path.stat().st_mtime_ns)
+
+
+def planned(wildcards):
+    """What the plan says of a worker job. On a compute node nothing is known of checkpoints: the file must do."""
+    path = Path(PLAN) / "plan.json"
+    return load_plan(path, path.stat().st_mtime_ns)["jobs"][wildcards.job]
 
 
 def tables(wildcards):
@@ -144,8 +161,18 @@ def fair_esm_receipts(wildcards):
 
 def job_attention(wildcards):
     """The attention kernel that the config asks for each of the job's models."""
-    models = read_plan()["jobs"][wildcards.job]["models"]
+    models = planned(wildcards)["models"]
     return ",".join(f"{model}={MODELS[model]['attention']}" for model in models)
+
+
+def job_minutes(wildcards, attempt):
+    """Minutes to ask for: five to start and twice what the plan expects; double that after the first attempt."""
+    return (5 + math.ceil(2 * planned(wildcards)["minutes"])) * min(attempt, 2)
+
+
+def job_memory(wildcards, attempt):
+    """Megabytes to ask for: what the plan expects; double that after the first attempt."""
+    return planned(wildcards)["memory_mb"] * min(attempt, 2)
 
 
 def table_spec(wildcards):

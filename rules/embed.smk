@@ -12,8 +12,8 @@ rule embed:
     threads: EMBED_THREADS
     resources:
         gpu=config["workers"]["gpus_per_job"],
-        # Minutes; 0 is no limit. The worker stops by itself in time where a profile sets one.
-        runtime=0,
+        mem_mb=job_memory,
+        runtime=job_minutes,
         attention=job_attention,
         tokens_per_pack=str(config["workers"]["tokens_per_pack"]),
         processes=config["workers"]["processes"],
@@ -24,6 +24,6 @@ rule embed:
     shell:
         'python "$ESMFLOW"/embed.py'
         " --log {log:q} --job {input:q} --store {params.store:q} --receipt {output:q}"
-        " --heartbeats {params.heartbeats:q} --time-limit {resources.runtime}"
+        " --heartbeats {params.heartbeats:q} ${{IN_ALLOCATION:+--time-limit {resources.runtime}}}"
         " --threads {threads} --processes {resources.processes} --tokens-per-pack {resources.tokens_per_pack}"
         " --attention {resources.attention}"

@@ -11,6 +11,7 @@ rule export_csv:
         f"{RESULTS}/benchmarks/export_csv/{{sample}}/{{model}}/{{output}}.tsv"
     wildcard_constraints:
         output=rf"layer\d+\.({'|'.join(VECTORS)})",
+    retries: 0
     conda:
         "../envs/cpu.yaml"
     params:

@@ -9,6 +9,7 @@ rule features:
         "logs/features/{sample}/{model}/{output}.log",
     benchmark:
         f"{RESULTS}/benchmarks/features/{{sample}}/{{model}}/{{output}}.tsv"
+    retries: 0
     conda:
         "../envs/cpu.yaml"
     params:
@@ -45,6 +46,7 @@ rule residues:
         "logs/residues/{sample}/{model}/{output}.log",
     benchmark:
         f"{RESULTS}/benchmarks/residues/{{sample}}/{{model}}/{{output}}.tsv"
+    retries: 0
     conda:
         "../envs/cpu.yaml"
     params:
@@ -69,6 +71,7 @@ rule status:
         "logs/status/{sample}.log",
     benchmark:
         f"{RESULTS}/benchmarks/status/{{sample}}.tsv"
+    retries: 0
     conda:
         "../envs/cpu.yaml"
     params:

@@ -8,6 +8,7 @@ rule ingest:
         "logs/ingest/{sample}.log",
     benchmark:
         f"{RESULTS}/benchmarks/ingest/{{sample}}.tsv"
+    retries: 0
     conda:
         "../envs/cpu.yaml"
     params:

@@ -1,7 +1,3 @@
-localrules:
-    fetch_model,
-
-
 rule fetch_model:
     input:
         local_weights,

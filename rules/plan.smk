@@ -10,6 +10,7 @@ checkpoint plan:
         "logs/plan/plan.log",
     benchmark:
         f"{RESULTS}/benchmarks/plan.tsv"
+    retries: 0
     conda:
         "../envs/cpu.yaml"
     resources:

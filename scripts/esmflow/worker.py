@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import signal
+import socket
 import sys
 import time
 from collections import defaultdict
@@ -89,8 +91,8 @@ class Worker:
     ) -> None:
         self._job, self._store, self._health, self._clock = job, store, health, clock
         self._start = clock()
-        # A tenth, and at most a minute, is left for what comes before the first shard and after the last.
-        self._deadline = self._start + seconds - min(60.0, seconds / 10)
+        # A quarter, and at most a minute, is left for what comes before the first shard and after the last.
+        self._deadline = self._start + seconds - min(60.0, seconds / 4)
         self._models = {
             name: Model(Descriptor.load(Path(model.descriptor)), model.precision, attention.get(name, "auto"))
             for name, model in job.models.items()
@@ -358,6 +360,9 @@ def work(
     stop = Stop()
     stop.listen()
     job = Job.load(job_file)
+    log.info(
+        "host %s, CUDA_VISIBLE_DEVICES %s", socket.gethostname(), os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
+    )
     health = Health(heartbeats, Heartbeat(job.name))
     worker = Worker(job, store, health, attention, seconds=seconds)
     log.info("job %s: %d shards, %d of them to be embedded", job.name, len(job.shards), len(worker.pending))

@@ -1,0 +1,189 @@
+"""A real SLURM of one node on this machine, in namespaces of its own: its processes end with it and nothing is left."""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from workflow import DEADLINE, ROOT, Workspace, wait_until
+
+HERE = Path(__file__).parent
+NEEDED = ["munged", "slurmctld", "slurmd", "ip"]
+
+#: What a user changes in the profile. There are no accounts here.
+CHANGES = {
+    "slurm_partition: gpu": "slurm_partition: batch",
+    "    slurm_account: my_account\n": "",
+    "gpu_model: a100": "gpu_model: fake",
+    "gres: gpu:a100:1": "gres: gpu:fake:1",
+}
+# Fake GPUs must have device files. Memory is enforced without cgroups, by looking every second. A requeued job is held
+# until its credential has expired.
+_CONFIG = """
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=cred_expire=5,socket={root}/munge.socket
+MpiDefault=none
+SwitchType=switch/none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherParams=OverMemoryKill
+JobAcctGatherFrequency=1
+AccountingStorageType=accounting_storage/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+DefMemPerCPU=500
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=200000
+SlurmdParameters=config_overrides
+ReturnToService=2
+MinJobAge=3600
+KillWait=5
+SlurmctldPidFile={root}/slurmctld.pid
+SlurmdPidFile={root}/slurmd.pid
+SlurmctldLogFile={root}/slurmctld.log
+SlurmdLogFile={root}/slurmd.log
+StateSaveLocation={root}/state
+SlurmdSpoolDir={root}/spool
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs=8 CoresPerSocket=8 RealMemory=64000 Gres=gpu:fake:{gpus} State=UNKNOWN
+PartitionName=batch Nodes=ALL Default=YES MaxTime=60 State=UP
+"""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A running SLURM."""
+
+    root: Path
+    """Its configuration, state and logs."""
+    init: psutil.Process
+    """The process that holds its namespaces; the daemons, and all jobs, are below it."""
+
+    def command(self, *arguments: str | Path, directory: Path | None = None) -> list[str]:
+        """The command that runs another one within the cluster, where SLURM is the only thing to be reached."""
+        enter = ["nsenter", f"--target={self.init.pid}", "--mount", "--net", "--pid"]
+        return [*enter, "env", f"--chdir={directory or self.root}", *map(str, arguments)]
+
+    def run(self, *arguments: str | Path) -> str:
+        """What a command prints."""
+        command = self.command(*arguments)
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE).stdout
+
+    def processes(self) -> list[psutil.Process]:
+        return [self.init, *self.init.children(recursive=True)]
+
+    def queue(self) -> list[str]:
+        """The ids of the jobs that wait or run."""
+        return self.run("squeue", "--noheader", "--format=%A").split()
+
+    def jobs(self) -> list[dict[str, str]]:
+        """What the controller knows of each job, ended ones included, in the order of submission."""
+        shown = [
+            dict(field.split("=", 1) for field in line.split() if "=" in field)
+            for line in self.run("scontrol", "show", "job", "--oneliner").splitlines()
+        ]
+        return sorted((job for job in shown if "JobId" in job), key=lambda job: int(job["JobId"]))
+
+
+@dataclass(frozen=True)
+class OnCluster(Workspace):
+    """A workspace in which Snakemake runs within the cluster, with a profile of the project."""
+
+    cluster: Cluster
+    profile: str = "slurm"
+
+    def command(self, *arguments: str, config: str = "config.yaml") -> list[str]:
+        text = (ROOT / "profiles" / self.profile / "config.yaml").read_text()
+        for old, new in CHANGES.items():
+            text = text.replace(old, new)
+        (self.root / "profile").mkdir(exist_ok=True)
+        (self.root / "profile" / "config.yaml").write_text(text)
+        snakemake = super().command(*arguments, config=config)
+        cores = snakemake.index("--cores")
+        options = ["--profile", "profile", "--set-threads", "embed=1", "--slurm-init-seconds-before-status-checks", "3"]
+        snakemake[cores : cores + 2] = options
+        return self.cluster.command(*snakemake, directory=self.root)
+
+    def jobs(self) -> dict[str, list[dict[str, str]]]:
+        """By worker job, what the controller knows of its SLURM jobs, in the order of submission."""
+        result: dict[str, list[dict[str, str]]] = {}
+        for job in self.cluster.jobs():
+            if job.get("WorkDir") == str(self.root):
+                result.setdefault(job["Comment"].removeprefix("rule_embed_wildcards_"), []).append(job)
+        return result
+
+    def workers(self) -> dict[str, psutil.Process]:
+        """The commands that embed, by worker job."""
+        result = {}
+        for process in self.cluster.processes():
+            try:
+                command = process.cmdline()
+            except psutil.NoSuchProcess:
+                continue
+            if [Path(part).name for part in command[1:2]] == ["embed.py"]:
+                result[Path(command[command.index("--job") + 1]).stem] = process
+        return result
+
+    def shards(self, job: str) -> list[str]:
+        """The names of a worker job's shards."""
+        plan = json.loads((self.root / "results/plan/jobs" / f"{job}.json").read_text())
+        return [shard["name"] for shard in plan["shards"]]
+
+
+def missing() -> str:
+    """Why no cluster can be had on this machine; empty if it can."""
+    if os.geteuid() != 0:
+        return "needs root to start SLURM's daemons"
+    if absent := [name for name in NEEDED if not shutil.which(name)]:
+        return f"{', '.join(absent)} not found; `make test-slurm` installs SLURM where there is apt-get"
+    if subprocess.run(["unshare", "--mount", "--net", "--pid", "--fork", "true"], check=False).returncode:
+        return "needs the right to make namespaces (CAP_SYS_ADMIN)"
+    return ""
+
+
+@contextmanager
+def cluster(root: Path, gpus: int = 2) -> Iterator[Cluster]:
+    """Start munged, slurmctld and slurmd in an empty directory; all that runs there is killed at the end.
+
+    The namespaces have no network but loopback, and a /etc/slurm of their own. Their first process is killed if this
+    one dies, and the kernel then kills the rest.
+    """
+    (root / "slurm").mkdir(parents=True)
+    host = socket.gethostname().partition(".")[0]
+    (root / "slurm" / "slurm.conf").write_text(_CONFIG.format(root=root, host=host, gpus=gpus))
+    (root / "slurm" / "gres.conf").write_text(f"Name=gpu Type=fake File={root}/gpu[0-{gpus - 1}]\n")
+    unshare = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    with (root / "daemons.log").open("wb") as log:
+        process = subprocess.Popen(
+            ["setpriv", "--pdeathsig=KILL", *unshare, HERE / "daemons.sh", root, host, str(gpus)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        wait_until(lambda: bool(psutil.Process(process.pid).children()), process)
+        started = Cluster(root, psutil.Process(process.pid).children()[0])
+        wait_until(lambda: _is_ready(started), process)
+        assert process.poll() is None, (root / "daemons.log").read_text()
+        yield started
+    finally:
+        if process.poll() is None:
+            for first in psutil.Process(process.pid).children() or [psutil.Process(process.pid)]:
+                first.kill()
+        process.wait()
+
+
+def _is_ready(cluster: Cluster) -> bool:
+    command = cluster.command("sinfo", "--noheader", "--format=%t")
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() == "idle"
