@@ -1,0 +1,55 @@
+"""The conda environments and containers have the versions that requirements.txt pins."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from workflow import ROOT
+
+ENVS = ROOT / "envs"
+
+
+def requirements() -> set[str]:
+    """What the jobs need; Snakemake itself stays outside of its environments."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    return {line for line in lines if not line.startswith(("#", "snakemake"))}
+
+
+def installed(name: str) -> tuple[list[str], set[str]]:
+    """What an environment takes from conda, and what from PyPI."""
+    dependencies: list[Any] = yaml.safe_load((ENVS / name).read_text())["dependencies"]
+    [pip] = [part["pip"] for part in dependencies if isinstance(part, dict)]
+    return [part for part in dependencies if isinstance(part, str)], set(pip)
+
+
+def test_the_environment_for_cpus_has_what_is_required() -> None:
+    _, pip = installed("cpu.yaml")
+    assert pip == requirements()
+
+
+def test_the_environment_for_gpus_has_flash_attn_and_the_pytorch_that_conda_built_it_with() -> None:
+    conda, pip = installed("gpu.yaml")
+    assert {line for line in requirements() if not line.startswith("torch==")} == pip
+    assert any(part.startswith("flash-attn=") for part in conda)
+
+
+@pytest.mark.parametrize(
+    ("name", "sources"), [("cpu", ["requirements.txt"]), ("gpu", ["envs/gpu.yaml", "requirements.txt"])]
+)
+def test_a_container_is_made_from_the_same_files(name: str, sources: list[str]) -> None:
+    files, post = (ENVS / f"{name}.def").read_text().split("%files")[1].split("%post")
+    copied = dict(line.split() for line in files.strip().splitlines())
+    assert list(copied) == sources
+    assert all((ROOT / source).is_file() and target in post for source, target in copied.items())
+
+
+def test_the_profiles_for_slurm_differ_only_in_how_they_ask_for_a_gpu() -> None:
+    one, other = (
+        yaml.safe_load(Path(ROOT / "profiles" / name / "config.yaml").read_text()) for name in ("slurm", "slurm-gres")
+    )
+    gpus, gres = (profile.pop("set-resources")["embed"] for profile in (one, other))
+    assert one == other
+    assert gpus.pop("gpu_model") == gres.pop("gres").split(":")[1]
+    assert gres.pop("gpu") == 0
+    assert gpus == gres
