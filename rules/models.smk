@@ -13,6 +13,7 @@ rule fetch_model:
         weights=lambda wildcards: MODELS[wildcards.model]["weights"],
         checksum=expected_checksum,
         contacts=wants_contacts,
+        stamps=lambda wildcards, input: stamps(input),
         directory=f"{STORE}/weights",
     shell:
         'python "$ESMFLOW"/fetch_model.py'

@@ -52,6 +52,7 @@ class Workspace:
     """A directory with a sample sheet and a config in which the workflow is run."""
 
     root: Path
+    project: Path = ROOT
 
     def write_fasta(self, name: str, entries: Iterable[Entry]) -> str:
         (self.root / name).write_text("".join(f">{entry.header}\n{entry.text}\n" for entry in entries))
@@ -77,7 +78,7 @@ class Workspace:
         return Workspace(target)
 
     def command(self, *arguments: str, config: str = "config.yaml") -> list[str]:
-        snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
+        snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(self.project / "Snakefile"), "--cores", "2"]
         return [*snakemake, "--configfile", config, *arguments]
 
     def run(self, *arguments: str, config: str = "config.yaml", check: bool = True) -> subprocess.CompletedProcess[str]:

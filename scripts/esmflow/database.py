@@ -8,10 +8,11 @@ from pathlib import Path
 import duckdb
 
 from esmflow import files
+from esmflow.errors import DataError, WriteError
 
 MEMORY_LIMIT = "512MB"
-#: What DuckDB raises for a Parquet file that is damaged: its base class, besides those for input.
-UNREADABLE = duckdb.Error
+#: What DuckDB raises for a Parquet file that is damaged.
+UNREADABLE = (duckdb.IOException, duckdb.InvalidInputException)
 
 
 @contextmanager
@@ -19,6 +20,7 @@ def connect(target: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database in memory, made for the output `target`, that spills to a temporary directory beside it.
 
     Where order matters, Arrow data is to be had from `sql`: that of `execute` comes in any order, ORDER BY or not.
+    Raises WriteError if there is no space to spill, DataError for a Parquet file with a damaged page.
     """
     spill = files.temporary_name(target.with_name(f"{target.name}.spill"))
     settings: dict[str, str | bool | int | float | list[str]] = {
@@ -30,5 +32,14 @@ def connect(target: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     try:
         with duckdb.connect(config=settings) as connection:
             yield connection
+    except duckdb.OutOfMemoryException as error:
+        raise WriteError(
+            f"{target.parent}: cannot be written: no space for temporary files; free some and run again"
+        ) from error
+    except duckdb.Error as error:
+        # The base class itself stands for the damaged header of a page.
+        if type(error) is not duckdb.Error:
+            raise
+        raise DataError(f"{target}: what it is made from is damaged ({str(error).partition(chr(10))[0]})") from error
     finally:
         shutil.rmtree(spill, ignore_errors=True)

@@ -10,9 +10,10 @@ import polars
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from esmflow import database
 from esmflow.catalog import ingest
 from esmflow.descriptor import Architecture, Descriptor
-from esmflow.errors import DataError, IncompleteError
+from esmflow.errors import DataError, IncompleteError, WriteError
 from esmflow.features import write_table
 from esmflow.health import Health, Heartbeat
 from esmflow.jobs import Job, JobModel, Shard
@@ -132,3 +133,15 @@ def test_other_readers_of_parquet_read_a_store_file(held: Held) -> None:
     assert polars.read_parquet(held.file)["key"].to_list() == held.keys
     assert duckdb.sql(f"SELECT key FROM '{held.file}'").fetchall() == [(key,) for key in held.keys]
     assert pq.read_schema(held.file).names == ["key", "reason", *map(str, OUTPUTS)]
+
+
+def sort_a_million(target: Path) -> None:
+    with database.connect(target) as connection:
+        connection.execute("SET memory_limit = '20MB'; SET max_temp_directory_size = '1MB'; SET threads = 1")
+        connection.execute("CREATE TABLE t AS SELECT md5(i::VARCHAR) AS key, i FROM range(1_000_000) r(i) ORDER BY key")
+
+
+def test_no_space_to_spill_is_told_as_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="no space for temporary files"):
+        sort_a_million(tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
