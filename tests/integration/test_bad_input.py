@@ -53,10 +53,11 @@ def small(work: Workspace) -> Workspace:
 
 def refused(work: Workspace) -> str:
     """Run the workflow, which must end with 78 before any job and leave nothing; its line."""
-    before = work.files()
+    before = [*work.files(), *work.root.parent.iterdir()]
     result = work.run(check=False)
     assert result.returncode == 78, result.stderr
-    assert [path for path in work.files() if path not in before and ".snakemake" not in path.parts] == []
+    after = [*work.files(), *work.root.parent.iterdir()]
+    assert [path for path in after if path not in before and ".snakemake" not in path.parts] == []
     return error_line(result)
 
 
@@ -106,10 +107,19 @@ def test_samples_whose_outputs_would_clash_are_named(small: Workspace) -> None:
     assert "ONE" in line
 
 
-@pytest.mark.parametrize("name", ["../up", "a/b", "$(id)", "a b", "-x", ".hidden"])
+HOSTILE_NAMES = ["../../x", "a/b", "$(touch pwned)", "it's", "-x", ".hidden"]
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_a_sample_name_that_cannot_be_part_of_a_path_is_refused(small: Workspace, name: str) -> None:
     small.write_samples([(name, "one.fasta")])
-    assert name in refused(small)
+    assert repr(name) in refused(small)
+
+
+@pytest.mark.parametrize("name", [*HOSTILE_NAMES, "two\nlines"])
+def test_a_model_name_that_cannot_be_part_of_a_path_is_refused(small: Workspace, name: str) -> None:
+    small.write_config({name: {"weights": "tiny.pt"}})
+    assert repr(name) in refused(small)
 
 
 def test_missing_weights_are_named(small: Workspace) -> None:
@@ -434,6 +444,10 @@ HOSTILE = [
     "*",
     ">",
     "é漢字",
+    "x\vy",
+    "x\x1cy",
+    "x\x85y",
+    "x\u2028y",
 ]
 
 
@@ -461,7 +475,7 @@ def test_hostile_ids_come_through_unchanged_and_nothing_is_written_elsewhere(tmp
 
     embedded = [entry for entry in entries if entry.residues]
     table = work.table("one", "tiny", "layer3.mean")
-    assert table["id"].to_list() == HOSTILE
+    assert table["id"].to_list() == [name.split()[0] for name in HOSTILE]
     residues = [entry.residues for entry in embedded]
     assert worst_error(table, residues, lambda s: reference.represent(model, s), 3, "mean") <= 1e-5
     status = work.status("one")
