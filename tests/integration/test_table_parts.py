@@ -1,5 +1,6 @@
 """A table larger than the configured size is a directory of Parquet files that reads as the single file does."""
 
+import json
 import math
 import resource
 from pathlib import Path
@@ -11,13 +12,21 @@ import pandas as pd
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from test_reruns import features_arguments
 from workflow import LAYERS, MODEL, Baseline, Workspace, error_line, matrix, script, written_times
 
 EMBED_DIM = 320
 NAME = f"layer{LAYERS}.mean"
 FILE_TOO_LARGE = "the file-size limit is reached; raise it (ulimit -f) and run again"
 COLUMNS = ["id", "length", "embedding"]
+
+
+def features_arguments(target: str) -> list[str]:
+    """What the workflow passes to features.py."""
+    fields = {"long_sequences": "truncate", "max_length": 120, "window_overlap": 0, "precision": "auto"}
+    spec = json.dumps({"layers": [6], "representations": ["mean"], **fields})
+    arguments = ["--catalog", "results/catalog/a.parquet", "--model", MODEL, "--spec", spec]
+    arguments += ["--descriptor", f"results/models/{MODEL}.json", "--store", "store"]
+    return [*arguments, "--table", target]
 
 
 def test_a_large_table_is_written_in_parts_and_a_small_one_is_left_alone(baseline: Baseline, again: Workspace) -> None:
