@@ -129,7 +129,7 @@ def test_a_signal_at_any_moment_ends_it_with_75_and_nothing_is_computed_again(
             moment = draw.choice(["heartbeats", "store"])
             more = len(committed(tmp_path)) + draw.randint(0, 3)
             if moment == "heartbeats":
-                wait_until((tmp_path / "heartbeats").exists, process)
+                wait_until(lambda process=process: beats(tmp_path) == process.pid, process)  # type: ignore[misc]
             else:
                 wait_until(lambda more=more: len(committed(tmp_path)) > more, process)  # type: ignore[misc]
             process.send_signal(draw.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]))
