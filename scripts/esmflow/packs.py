@@ -5,6 +5,7 @@ import os
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class InlineLoader:
 class ProcessLoader:
     """Makes packs in processes that hold no state and see no CUDA device.
 
-    A process that dies fails the futures of its packs with BrokenProcessPool.
+    A process that dies fails the futures of its packs, and of all later ones, with BrokenProcessPool.
     """
 
     def __init__(self, processes: int = 2) -> None:
@@ -61,7 +62,12 @@ class ProcessLoader:
 
     def load(self, sequences: Sequence[bytes], kept: Sequence[tuple[int, int]]) -> Future[Pack]:
         """A future of `Pack.of`."""
-        return self._pool.submit(Pack.of, sequences, kept)
+        try:
+            return self._pool.submit(Pack.of, sequences, kept)
+        except BrokenProcessPool as error:
+            failed: Future[Pack] = Future()
+            failed.set_exception(error)
+            return failed
 
     def close(self) -> None:
         """End the processes; what they have not begun is dropped."""
