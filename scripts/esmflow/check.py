@@ -30,7 +30,7 @@ class SelfCheck:
 def self_check(
     engine: Engine, sequences: Sequence[bytes], outputs: Sequence[Output], treatment: str, embedded: Embedded
 ) -> SelfCheck:
-    """Compare a random sample, of about 1 % of the cost and at least one sequence.
+    """Compare a random sample, of 1 % of the cost at most, or of one sequence.
 
     Raises DeviceError if a value is further from its second computation than its precision explains: the device or
     its libraries are at fault.
@@ -39,7 +39,7 @@ def self_check(
     alone = Engine(engine.exact(), tokens_per_pack=engine.tokens_per_pack)
     costs = cost(model.architecture, np.array([len(residues) for residues in sequences]), treatment, 1)
     order = np.random.default_rng(0).permutation(np.flatnonzero([reason is None for reason in embedded.reasons]))
-    sample = order[: 1 + int(np.searchsorted(costs[order].cumsum(), _SHARE * costs.sum()))]
+    sample = order[: max(int(np.searchsorted(costs[order].cumsum(), _SHARE * costs.sum(), "right")), 1)]
     difference, cosine = 0.0, 1.0
     for row in sample:
         again = alone.embed([sequences[row]], outputs, treatment).values

@@ -5,12 +5,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from esmflow import files
 from esmflow.spec import Output
 
 #: A shard's file: the keys and residues of its sequences, in order of the samples.
 SHARD = pa.schema([pa.field("key", pa.binary(32), nullable=False), pa.field("residues", pa.binary(), nullable=False)])
+
+
+def read_shard(file: Path, first: int, stop: int) -> tuple[pa.Array, list[bytes]]:
+    """Keys, binary(32), and residues of the sequences first..stop-1 of a shard's file."""
+    table = pq.ParquetFile(file).read(SHARD.names).slice(first, stop - first)
+    return table["key"].combine_chunks(), table["residues"].to_pylist()
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 
 from esmflow import weights
 from esmflow.check import self_check
 from esmflow.device import auto_tokens, choose_device
 from esmflow.engine import Engine, Figures
-from esmflow.jobs import SHARD
+from esmflow.jobs import read_shard
 from esmflow.model import Esm
 from esmflow.pool import Report
 from esmflow.registry import ModelRegistry
@@ -59,8 +58,7 @@ class Server:
         resident = self.registry.get(shard.model)
         engine, ready = resident.engine, time.monotonic()
         engine.figures = Figures()
-        table = pq.read_table(shard.file, schema=SHARD).slice(shard.first, shard.stop - shard.first)
-        sequences = table["residues"].to_pylist()
+        keys, sequences = read_shard(shard.file, shard.first, shard.stop)
         engine.submit(sequences, shard.outputs, shard.treatment, progress.add)
         [(_, embedded)] = engine.drain()
         figures = asdict(engine.figures)
@@ -72,7 +70,7 @@ class Server:
             "precision": engine.model.precision,
             "attention": engine.model.attention,
         }
-        commit(shard.target, table["key"].combine_chunks(), embedded.reasons, embedded.values, metadata)
+        commit(shard.target, keys, embedded.reasons, embedded.values, metadata)
         self._report(None)
         unit = 1 if sys.platform == "darwin" else 1024
         return {

@@ -133,20 +133,24 @@ def commit(
         fields.append(pa.field(str(output), column.type, nullable=False))
         columns.append(column)
     schema = pa.schema(fields, metadata_for(metadata))
-    with files.atomic(path) as temporary:
-        pq.write_table(pa.Table.from_arrays(columns, schema=schema), temporary, _ROW_GROUP, **VECTOR_FILE)
-        _seal(temporary)
+    _commit(path, pa.Table.from_arrays(columns, schema=schema))
 
 
 def merge(path: Path, parts: Sequence[Path]) -> None:
     """Commit the rows of several files as one, in one atomic step, and remove those files."""
-    tables = [pq.read_table(part) for part in parts]
-    merged = pa.concat_tables(tables).combine_chunks().replace_schema_metadata(tables[0].schema.metadata)
-    with files.atomic(path) as temporary:
-        pq.write_table(merged, temporary, **VECTOR_FILE)
-        _seal(temporary)
+    tables = []
+    for part in parts:
+        with open_file(part) as file:
+            tables.append(file.read())
+    _commit(path, pa.concat_tables(tables).replace_schema_metadata(tables[0].schema.metadata))
     for part in parts:
         part.unlink(missing_ok=True)
+
+
+def _commit(path: Path, table: pa.Table) -> None:
+    with files.atomic(path) as temporary:
+        pq.write_table(table, temporary, _ROW_GROUP, **VECTOR_FILE)
+        _seal(temporary)
 
 
 def _column(output: Output, arrays: Sequence[np.ndarray]) -> pa.Array:

@@ -17,16 +17,15 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from esmflow import __version__, files
 from esmflow.descriptor import Descriptor
 from esmflow.errors import EsmflowError, IncompleteError
 from esmflow.health import Health, Heartbeat
-from esmflow.jobs import SHARD, Job, Shard
+from esmflow.jobs import Job, Shard, read_shard
 from esmflow.pool import ProcessDiedError, WorkerPool
 from esmflow.progress import WorkProgress
-from esmflow.store import Space, Store, commit, merge
+from esmflow.store import Space, Store, commit, merge, open_file, reading
 from esmflow.tasks import EmbedShard, Model, StartServer
 
 #: Seconds that shards in hand get when a signal asks for the end: schedulers kill soon after it.
@@ -233,7 +232,7 @@ class Worker:
     def _skip(self, part: Part, reason: str) -> None:
         model = self._models[part.shard.model]
         width = model.descriptor.architecture.embed_dim
-        keys = pq.read_table(part.shard.file, schema=SHARD)["key"].slice(part.first, 1).combine_chunks()
+        keys, _ = read_shard(Path(part.shard.file), part.first, part.stop)
         nothing = {output: [np.zeros(0 if output.ragged else width, np.float32)] for output in part.shard.outputs}
         metadata = {"model": part.shard.model, "weights_sha256": model.descriptor.sha256}
         commit(part.target, keys, [reason], nothing, metadata)
@@ -277,8 +276,10 @@ class Worker:
         shards, skipped = [], []
         for shard in self._job.shards:
             path = self._path(shard)
-            table = pq.read_table(path, columns=["key", "reason"], filters=[("reason", "!=", "")])
-            skipped += [{"key": row["key"].hex(), "reason": row["reason"]} for row in table.to_pylist()]
+            with reading(path), open_file(path) as file:
+                table = file.read(["key", "reason"])
+            without = table.filter(table["reason"].is_valid()).to_pylist()
+            skipped += [{"key": row["key"].hex(), "reason": row["reason"]} for row in without]
             shards.append(
                 {
                     "name": shard.name,
