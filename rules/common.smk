@@ -157,19 +157,21 @@ def table_receipts(wildcards):
     return expand(RECEIPT, job=jobs)
 
 
+def receipts(prefix, kinds):
+    """The receipts of the jobs that any feature table needs whose name begins and ends so."""
+    needed = read_plan()["tables"].items()
+    jobs = {job for table, names in needed if table.startswith(prefix) and table.endswith(kinds) for job in names}
+    return expand(RECEIPT, job=sorted(jobs))
+
+
 def sample_receipts(wildcards):
     """The receipts of the jobs that any feature table of a sample needs."""
-    needed = read_plan()["tables"].items()
-    jobs = {job for table, names in needed if table.startswith(f"{wildcards.sample}/") for job in names}
-    return expand(RECEIPT, job=sorted(jobs))
+    return receipts(f"{wildcards.sample}/", "")
 
 
 def fair_esm_receipts(wildcards):
     """The receipts of the jobs that the export fair_esm_pt needs."""
-    needed = read_plan()["tables"].items()
-    prefix, kinds = f"{wildcards.sample}/{wildcards.model}/", EXPORTS["fair_esm_pt"]
-    jobs = {job for table, names in needed if table.startswith(prefix) and table.endswith(kinds) for job in names}
-    return expand(RECEIPT, job=sorted(jobs))
+    return receipts(f"{wildcards.sample}/{wildcards.model}/", EXPORTS["fair_esm_pt"])
 
 
 def job_attention(wildcards):

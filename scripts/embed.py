@@ -24,7 +24,7 @@ def main(options: Namespace) -> None:
         StartServer(
             options.device,
             max(options.threads // processes, 1),
-            None if options.tokens_per_pack == "auto" else int(options.tokens_per_pack),
+            options.tokens_per_pack,
         ),
         processes=processes,
         attention=dict(pair.split("=") for pair in options.attention),
@@ -43,6 +43,6 @@ if __name__ == "__main__":
     arguments.add_argument("--threads", type=int, default=1, help="CPU threads, of all processes together")
     arguments.add_argument("--processes", type=int, default=1, help="processes without a GPU; else one for each GPU")
     arguments.add_argument("--attention", type=lambda text: text.split(","), default=[], help="MODEL=KERNEL,...")
-    arguments.add_argument("--tokens-per-pack", default="auto", help="a number, or auto")
+    arguments.add_argument("--tokens-per-pack", type=command.number_or_auto, help="a number, or auto")
     arguments.add_argument("--time-limit", type=float, default=0, help="minutes of the allocation; 0 is no limit")
     command.run(main, arguments)

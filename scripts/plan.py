@@ -25,14 +25,14 @@ def main(options: Namespace) -> None:
         options.receipts,
         options.output,
         Sizes(
-            options.target_minutes,
-            options.max_jobs,
-            options.gpus_per_job,
-            options.threads,
-            None if options.tokens_per_pack == "auto" else int(options.tokens_per_pack),
-            options.part_mb * 1e6,
-            options.mix_models == "True",
-            options.local == "True",
+            target_minutes=options.target_minutes,
+            max_jobs=options.max_jobs,
+            gpus_per_job=options.gpus_per_job,
+            threads=options.threads,
+            tokens_per_pack=options.tokens_per_pack,
+            part_bytes=options.part_mb * 1e6,
+            mix_models=options.mix_models == "True",
+            local=options.local == "True",
         ),
     )
 
@@ -50,7 +50,7 @@ if __name__ == "__main__":
     arguments.add_argument("--max-jobs", type=int, required=True)
     arguments.add_argument("--gpus-per-job", type=int, required=True)
     arguments.add_argument("--threads", type=int, default=1, help="CPU threads of a job")
-    arguments.add_argument("--tokens-per-pack", default="auto", help="a number, or auto")
+    arguments.add_argument("--tokens-per-pack", type=command.number_or_auto, help="a number, or auto")
     arguments.add_argument(
         "--part-mb", type=float, default=inf, help="megabytes of vectors beyond which a table is written in parts"
     )

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -44,6 +44,20 @@ def uniprot() -> list[str]:
     with gzip.open(source, "rt") as file:
         sequences = [str(record.seq).upper() for record in SeqIO.parse(file, "fasta")]
     return [sequence for sequence in sequences if sequence.isalpha() and "J" not in sequence]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = shutil.which("mount")
+    if os.geteuid() or not mount:
+        pytest.skip("needs root and mount to make a small disk")
+    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "none", disk], check=False).returncode:
+        pytest.skip("this machine does not let us mount a small disk")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
 
 
 @pytest.fixture

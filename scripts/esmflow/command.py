@@ -31,6 +31,11 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     return result
 
 
+def number_or_auto(text: str) -> int | None:
+    """The type of an option that is a number, or None for `auto`."""
+    return None if text == "auto" else int(text)
+
+
 def run(command: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser) -> None:
     """Parse the arguments, run the command and exit with the contract's code."""
     options = arguments.parse_args()

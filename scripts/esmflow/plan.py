@@ -6,7 +6,7 @@ import json
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from esmflow import database, estimate, files
 from esmflow.descriptor import Descriptor
+from esmflow.errors import DataError
 from esmflow.jobs import SHARD, Job, JobModel, Shard
 from esmflow.preflight import Preflight
 from esmflow.spec import WHOLE, ModelSpec, Output
@@ -46,7 +47,6 @@ class Sizes:
     """Of vectors, beyond which a feature table is written in parts."""
     mix_models: bool = False
     """Whether a job may have shards of several models."""
-
     local: bool = False
     """Whether the jobs run on this machine."""
 
@@ -83,8 +83,8 @@ def plan(
     jobs whose receipts it needs: those of this plan, and those of earlier ones (from `receipts`), so that a table that
     gains nothing keeps its inputs; and it tells which tables are so large that they are to be written in parts.
     Names are derived from content.
-    Raises ConfigError for a layer or length that a model does not have; WriteError or DeviceError if it is sure that
-    what is planned does not fit on the disks or into memory.
+    Raises ConfigError for a layer or length that a model does not have; DataError for a damaged receipt; WriteError or
+    DeviceError if it is sure that what is planned does not fit on the disks or into memory.
     """
     models = {spec.name: Descriptor.load(descriptors[spec.name]) for spec in specs}
     outputs = {spec.name: spec.outputs(models[spec.name].architecture.layers) for spec in specs}
@@ -115,7 +115,10 @@ def plan(
 
         earlier = _receipts(receipts)
         jobs = [_job(dealt, specs, descriptors, served, directory) for dealt in _deal_all(list(shards.values()), sizes)]
-        summaries = {job.name: _summary(job, specs, models, longest, earlier.values(), sizes) for job in jobs}
+        rates = {
+            spec.name: estimate.rate(earlier.values(), spec.name, spec.precision, sizes.gpus_per_job) for spec in specs
+        }
+        summaries = {job.name: _summary(job, specs, models, rates, longest, sizes) for job in jobs}
         gaining = set().union(*(job.serves for job in jobs))
         table_bytes = sum(
             _table_bytes(spec, models[spec.name], output, path, lengths, number)
@@ -124,7 +127,7 @@ def plan(
             for number, (sample, path) in enumerate(sequences.items())
             if (name := _table(sample, spec.name, output)) in gaining and not any(directory.parent.glob(f"*/{name}.*"))
         )
-        preflight = _preflight(jobs, summaries, specs, models, earlier.values(), sizes, table_bytes)
+        preflight = _preflight(jobs, summaries, models, rates, sizes, table_bytes)
         log.info("%s", preflight.text(store.root, directory.parent))
         preflight.require_room(store.root, directory.parent, local=sizes.local)
         for job in jobs:
@@ -216,16 +219,15 @@ def _summary(
     job: Job,
     specs: Sequence[ModelSpec],
     models: Mapping[str, Descriptor],
+    rates: Mapping[str, estimate.Rate],
     longest: int,
-    receipts: Collection[Mapping[str, Any]],
     sizes: Sizes,
 ) -> dict[str, object]:
     """What `plan.json` tells of a job. longest: residues of the longest sequence of all samples."""
     minutes, memory = 0.0, 0
     for spec in specs:
         if shards := [shard for shard in job.shards if shard.model == spec.name]:
-            descriptor = models[spec.name]
-            rate = estimate.rate(receipts, spec.name, spec.precision, sizes.gpus_per_job)
+            descriptor, rate = models[spec.name], rates[spec.name]
             minutes += estimate.minutes(descriptor, sum(shard.cost for shard in shards), rate)
             needed = estimate.memory_mb(
                 descriptor,
@@ -250,25 +252,23 @@ def _summary(
 def _preflight(
     jobs: Sequence[Job],
     summaries: Mapping[str, Mapping[str, Any]],
-    specs: Sequence[ModelSpec],
     models: Mapping[str, Descriptor],
-    receipts: Collection[Mapping[str, Any]],
+    rates: Mapping[str, estimate.Rate],
     sizes: Sizes,
     table_bytes: int,
 ) -> Preflight:
     """What all the jobs will take."""
-    working = [spec for spec in specs if any(spec.name in job.models for job in jobs)]
-    rates = [estimate.rate(receipts, spec.name, spec.precision, sizes.gpus_per_job) for spec in working]
+    working = set().union(*(job.models for job in jobs))
     minutes = [summary["minutes"] for summary in summaries.values()]
     return Preflight(
         jobs=len(jobs),
         sequences=sum(summary["sequences"] for summary in summaries.values()),
-        device=rates[0].device if rates else "",
+        device=max((rates[name].device for name in working), default=""),
         device_hours=round(sum(minutes) / 60 * max(sizes.gpus_per_job, 1), 3),
         longest_minutes=max(minutes, default=0.0),
-        measured=all(rate.measured for rate in rates),
+        measured=all(rates[name].measured for name in working),
         memory_mb=max((summary["memory_mb"] for summary in summaries.values()), default=0),
-        weights_bytes=4 * max((models[spec.name].architecture.matrix_numbers for spec in working), default=0),
+        weights_bytes=4 * max((models[name].architecture.matrix_numbers for name in working), default=0),
         store_bytes=sum(shard.value_bytes for job in jobs for shard in job.shards),
         table_bytes=table_bytes,
     )
@@ -300,12 +300,15 @@ def _table(sample: str, model: str, output: Output) -> str:
 
 
 def _receipts(directory: Path) -> dict[str, dict[str, Any]]:
-    """Model, figures and tables served of each receipt on disk."""
-    return {
-        path.stem: {name: content[name] for name in ("models", "figures", "serves")}
-        for path in sorted(directory.glob("[!.]*.json"))
-        for content in [json.loads(path.read_text(encoding="utf-8"))]
-    }
+    """Model, figures and tables served of each receipt on disk. Raises DataError for a damaged one."""
+    found = {}
+    for path in sorted(directory.glob("[!.]*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found[path.stem] = {name: content[name] for name in ("models", "figures", "serves")}
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: receipt is damaged ({error!r}); delete it and run again") from error
+    return found
 
 
 def _in_parts(

@@ -195,27 +195,12 @@ def features_arguments(target: Path) -> list[str | Path]:
     return ["--model", MODEL, "--spec", spec, *inputs, *output]
 
 
+@pytest.mark.parametrize("other", [{"embed_dim": 64}, {"seed": 1}], ids=["another size", "the same size"])
 def test_weights_swapped_between_fetch_and_embed_are_named(
-    small: Workspace, tmp_path_factory: pytest.TempPathFactory
+    small: Workspace, tmp_path_factory: pytest.TempPathFactory, other: dict[str, int]
 ) -> None:
     small.run("--until", "plan")
-    reference.tiny_esm2(small.root / "tiny.pt", embed_dim=64)
-    [job] = (small.root / "results/plan/jobs").iterdir()
-    before = small.files()
-    arguments = ["--job", job, "--store", "store", "--receipt", "r.json"]
-    result = script("embed", *arguments, "--heartbeats", tmp_path_factory.mktemp("beats"), cwd=small.root)
-    assert result.returncode == 65
-    assert "tiny.pt" in error_line(result)
-    assert small.files() == before
-
-
-def test_weights_swapped_for_others_of_the_same_size_are_named(
-    small: Workspace, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    small.run("--until", "plan")
-    size = (small.root / "tiny.pt").stat().st_size
-    reference.tiny_esm2(small.root / "tiny.pt", seed=1)
-    assert (small.root / "tiny.pt").stat().st_size == size
+    reference.tiny_esm2(small.root / "tiny.pt", **other)
     [job] = (small.root / "results/plan/jobs").iterdir()
     before = small.files()
     arguments = ["--job", job, "--store", "store", "--receipt", "r.json"]

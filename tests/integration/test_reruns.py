@@ -344,6 +344,42 @@ def test_a_half_done_run_with_a_damaged_store_file_computes_it_again(
     assert_right(demo.work, fair_esm, tmp_path)
 
 
+def test_receipts_without_their_shards_are_told_of_and_mended_by_planning_again(
+    demo: Demo, fair_esm: Callable[[str], Vectors], tmp_path: Path
+) -> None:
+    shutil.rmtree(demo.work.root / "store")
+    shutil.rmtree(demo.work.root / "results/features")
+    failed = demo.work.run(check=False)
+    assert failed.returncode == 1
+    assert re.search(r"error: .*run again with --forcerun plan", failed.stderr)
+    assert demo.tables() == {}
+    receipts = written_times(demo.work.files("results/receipts"))
+    demo.work.run("--forcerun", "plan")
+    assert demo.computed(receipts) == demo.unique()
+    assert_right(demo.work, fair_esm, tmp_path)
+
+
+def test_a_clock_set_back_is_told_of_and_mended_by_touching_what_is_from_the_future(
+    demo: Demo, fair_esm: Callable[[str], Vectors], tmp_path: Path
+) -> None:
+    """All outputs are from the future when a FASTA is edited."""
+    for path in demo.work.root.glob("results/**/*"):
+        os.utime(path, (IN_YEARS, IN_YEARS))
+    rewrite_fasta(mutate)(demo)
+    receipts = written_times(demo.work.files("results/receipts"))
+    failed = demo.work.run(check=False)
+    assert failed.returncode == 1
+    assert "clock" in failed.stderr
+    assert demo.computed(receipts) == 0
+
+    for path in demo.work.root.glob("results/**/*"):
+        os.utime(path)
+    receipts = written_times(demo.work.files("results/receipts"))
+    demo.work.run()
+    assert demo.computed(receipts) == 1
+    assert_right(demo.work, fair_esm, tmp_path)
+
+
 def assert_same_tables(found: Workspace, expected: Workspace) -> None:
     """The tables of both samples of the shared run, cell by cell."""
     for sample in ("a", "b"):
@@ -379,6 +415,12 @@ def test_after_verify_put_a_damaged_file_aside_a_plain_run_computes_exactly_what
     assert_same_tables(again, baseline.work)
     result = again.run()
     assert "Nothing to be done" in result.stdout + result.stderr
+
+
+def test_planning_again_with_nothing_missing_writes_no_table(demo: Demo) -> None:
+    before = demo.tables()
+    demo.work.run("--forcerun", "plan")
+    assert demo.tables() == before
 
 
 def test_three_worker_jobs_give_the_vectors_of_one(baseline: Baseline, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ class Cluster:
         return sorted((job for job in shown if "JobId" in job), key=lambda job: int(job["JobId"]))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OnCluster(Workspace):
     """A workspace in which Snakemake runs within the cluster, with a profile of the project."""
 

@@ -74,4 +74,4 @@ def finished(work: Workspace, directory: Path) -> Workspace:
 @pytest.fixture
 def start(slurm: Cluster, tmp_path: Path) -> Callable[[Workspace], OnCluster]:
     """A copy of a workspace, on the cluster."""
-    return lambda work: OnCluster(work.copy(tmp_path / "work").root, slurm)
+    return lambda work: OnCluster(work.copy(tmp_path / "work").root, cluster=slurm)

@@ -6,10 +6,9 @@ import logging
 import os
 import random
 import resource
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -222,20 +221,6 @@ def test_the_file_size_limit_ends_with_73_and_leaves_nothing_half_written(tmp_pa
     limit = (1 << 19, 1 << 19)
     result = run(command(tmp_path, proteins), lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
     assert_ended_for_want_of_space(result, tmp_path)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount")
-    if os.geteuid() or not mount:
-        pytest.skip("needs root and mount to make a small disk")
-    if run([mount, "-t", "tmpfs", "-o", "size=1m", "none", str(disk)]).returncode:
-        pytest.skip("this machine does not let us mount a small disk")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_full_disk_ends_with_73_and_leaves_nothing_half_written(tmp_path: Path, small_disk: Path) -> None:

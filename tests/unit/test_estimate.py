@@ -1,10 +1,6 @@
 """Estimates of worker jobs: from receipts where there are some, and never less memory than a real worker takes."""
 
 import json
-import os
-import shutil
-import subprocess
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +9,7 @@ import pytest
 import reference
 from esmflow import weights
 from esmflow.catalog import ingest
-from esmflow.errors import DeviceError, WriteError
+from esmflow.errors import DataError, DeviceError, WriteError
 from esmflow.estimate import ASSUMED_RATES, rate
 from esmflow.plan import Sizes, plan
 from esmflow.preflight import Preflight
@@ -89,6 +85,14 @@ def test_the_plan_takes_the_time_of_a_job_from_the_rate_of_earlier_ones(tmp_path
     assert first["minutes"] < 1
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"models": {}}'])
+def test_a_damaged_receipt_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "receipts").mkdir()
+    (tmp_path / "receipts" / "earlier.json").write_text(content)
+    with pytest.raises(DataError, match=r"receipts/earlier\.json: receipt is damaged"):
+        planned(tmp_path, ("mean",))
+
+
 @pytest.mark.parametrize("representations", [("mean",), ("per_tok",), ("contacts",)])
 def test_a_worker_takes_no_more_memory_than_the_plan_says(tmp_path: Path, representations: tuple[str, ...]) -> None:
     [(name, job)] = planned(tmp_path, representations).items()
@@ -117,20 +121,6 @@ def test_the_preflight_adds_up_what_is_to_be_written(tmp_path: Path) -> None:
     assert (preflight["jobs"], preflight["sequences"]) == (1, len(PROTEINS))
     assert preflight["device_hours"] == pytest.approx(job["minutes"] / 60, abs=1e-3)
     assert preflight["measured"] is False
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount")
-    if os.geteuid() or not mount:
-        pytest.skip("needs root and mount to make a small disk")
-    if subprocess.run([mount, "-t", "tmpfs", "-o", "size=1m", "none", disk], check=False).returncode:
-        pytest.skip("this machine does not let us mount a small disk")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
 
 
 def test_a_store_that_does_not_fit_on_its_disk_ends_the_plan(tmp_path: Path, small_disk: Path) -> None:
