@@ -15,6 +15,7 @@ include: "rules/plan.smk"
 include: "rules/embed.smk"
 include: "rules/features.smk"
 include: "rules/exports.smk"
+include: "rules/report.smk"
 
 
 localrules:

@@ -1,0 +1,25 @@
+localrules:
+    report,
+
+
+rule report:
+    input:
+        tables,
+        expand(STATUS, sample=SAMPLES),
+        samples=config["samples"],
+    output:
+        report(f"{RESULTS}/report/index.html", category="esmflow", labels={"page": "report"}),
+    log:
+        "logs/report/report.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/report.tsv"
+    retries: 0
+    conda:
+        "../envs/cpu.yaml"
+    params:
+        results=RESULTS,
+        config=json.dumps(config),
+    shell:
+        'python "$ESMFLOW"/report.py'
+        " --log {log:q} --results {params.results:q} --samples {input.samples:q} --config {params.config:q}"
+        " --page {output:q}"

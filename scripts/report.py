@@ -1,0 +1,27 @@
+"""Write the report: one page (HTML) on a run, to be looked at without a network.
+
+In: the directory of results (plan, receipts, status files, feature tables, descriptors) and the config. Out: the page.
+"""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+from esmflow import command
+from esmflow.config import read_samples
+from esmflow.report import write_report
+from esmflow.spec import ModelSpec
+
+
+def main(options: Namespace) -> None:
+    specs = [ModelSpec.of(name, model) for name, model in options.config["models"].items()]
+    write_report(options.results, list(read_samples(options.samples)), specs, options.config, options.page)
+
+
+if __name__ == "__main__":
+    arguments = command.parser(__doc__)
+    arguments.add_argument("--results", type=Path, required=True)
+    arguments.add_argument("--samples", type=Path, required=True, help="the sample sheet")
+    arguments.add_argument("--config", type=json.loads, required=True, help="the config, as JSON")
+    arguments.add_argument("--page", type=Path, required=True)
+    command.run(main, arguments)

@@ -1,0 +1,221 @@
+"""The report as a browser shows it: nothing fetched, nothing complained of, and what it says is so."""
+
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from esmflow.report import draw, pca
+from playwright.sync_api import Browser, Page, sync_playwright
+from sklearn.decomposition import PCA
+from workflow import LAYERS, MODEL, Baseline, Workspace, matrix, plain
+
+TABLE = f"layer{LAYERS}.mean"
+HOSTILE = "<img/src=x/onerror=alert(1)>&amp;\"'</script>"
+#: Chromium as root needs its sandbox off; the rest keeps it from calls home, which are none of the page's.
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if not program:
+        pytest.skip("no Chromium to show the report in")
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=QUIET)
+        yield started
+        started.close()
+
+
+@dataclass
+class Shown:
+    """A page that is open, and what went on beside it."""
+
+    page: Page
+    requests: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
+
+    def open(self, path: Path) -> None:
+        self.page.on("request", lambda request: self.requests.append(request.url))
+        self.page.on("console", lambda message: self.complaints.append(message.text))
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.on("dialog", lambda dialog: self.complaints.append(dialog.message))
+        self.page.goto(path.as_uri())
+
+    def rows(self, section: str) -> list[list[str]]:
+        """The cells of the first table below a heading, without its own headings."""
+        table = self.page.locator(f"#{section} ~ table, #{section} ~ div > table").first
+        return [row.locator("td").all_inner_texts() for row in table.locator("tr").all()[1:]]
+
+
+@pytest.fixture
+def shown(browser: Browser) -> Iterator[Shown]:
+    page = browser.new_page()
+    yield Shown(page)
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def reported(baseline: Baseline, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    work = baseline.work.copy(tmp_path_factory.mktemp("reported") / "work")
+    work.run("--", "report")
+    return work
+
+
+def page_of(work: Workspace) -> Path:
+    return work.root / "results/report/index.html"
+
+
+def test_the_page_needs_nothing_else_and_draws_every_plot(reported: Workspace, shown: Shown) -> None:
+    shown.open(page_of(reported))
+    plots = shown.page.locator(".plotly-graph-div")
+    names = [plot.get_attribute("id") for plot in plots.all()]
+    assert names == ["lengths", "seconds", "balance", "map0-pca", "map0-umap"]
+    for name in names:
+        marks = shown.page.locator(f"#{name} :is(.bars .point path, path.point)")
+        marks.first.wait_for(state="attached")
+        sizes = marks.evaluate_all("paths => paths.map(path => path.getAttribute('d').length)")
+        assert sizes
+        assert all(sizes)
+    assert shown.requests == [page_of(reported).as_uri()]
+    assert shown.complaints == []
+
+
+def test_a_point_under_the_mouse_tells_its_protein(reported: Workspace, shown: Shown) -> None:
+    lengths = {
+        (sample, row.id): row.length
+        for sample in ("a", "b")
+        for row in reported.table(sample, MODEL, TABLE).itertuples(index=False)
+    }
+    shown.open(page_of(reported))
+    for kind in ("pca", "umap"):
+        points = shown.page.locator(f"#map0-{kind} .scatterlayer .point")
+        points.first.wait_for(state="attached")
+        shown.page.locator(f"#map0-{kind}").scroll_into_view_if_needed()
+        points.nth(7).hover(force=True)
+        text = shown.page.locator(f"#map0-{kind} .hoverlayer .hovertext").first.text_content()
+        found = re.search(r"(\S+?)([ab]): ([\d,]+) residues", text or "")
+        assert found, text
+        assert lengths[found[2], found[1]] == int(found[3].replace(",", ""))
+
+
+def test_the_map_can_be_coloured_by_length(reported: Workspace, shown: Shown) -> None:
+    shown.open(page_of(reported))
+    points = shown.page.locator("#map0-pca .scatterlayer path.point")
+    points.first.wait_for(state="attached")
+    colours = "paths => new Set(paths.map(path => getComputedStyle(path).fill)).size"
+    assert points.evaluate_all(colours) == 2
+    shown.page.locator("#map0-pca .updatemenu-button").nth(1).click()
+    shown.page.locator("#map0-pca .colorbar").wait_for(state="attached")
+    lengths = {length for sample in ("a", "b") for length in reported.table(sample, MODEL, TABLE)["length"]}
+    assert points.evaluate_all(colours) > len(lengths) / 4
+
+
+def test_its_numbers_are_those_of_the_status_files_and_receipts(reported: Workspace, shown: Shown) -> None:
+    shown.open(page_of(reported))
+    rows = {row[0]: row[1:] for row in shown.rows("samples")}
+    assert rows.keys() == {"a", "b"}
+    for sample, (records, embedded, skipped, why) in rows.items():
+        status = reported.status(sample)
+        reasons = Counter(status.loc[status["status"] == "skipped", "reason"])
+        assert int(records) == len(status)
+        assert int(embedded) == (status["status"] == "embedded").sum()
+        assert int(skipped) == reasons.total()
+        assert (
+            Counter({reason: int(count) for count, _, reason in (line.partition(" ") for line in why.splitlines())})
+            == reasons
+        )
+    [(name, receipt)] = reported.receipts().items()
+    [row] = shown.rows("jobs")
+    assert row[0] == name
+    assert int(row[2]) == receipt["sequences"]
+    assert float(row[3]) == round(receipt["figures"]["seconds"], 1)
+    assert row[5] == f"{receipt['figures']['pack_fill']:.1%}"
+    [row] = shown.rows("numerics")
+    assert row[:2] == [MODEL, "cpu"]
+    assert row[6] == f"{receipt['models'][MODEL]['self_check']['largest_difference']:.1e}"
+    weights = json.loads((reported.root / f"results/models/{MODEL}.json").read_text())
+    assert weights["sha256"] in shown.rows("provenance")[0]
+
+
+def test_the_neighbours_are_the_nearest(reported: Workspace, shown: Shown) -> None:
+    tables = pd.concat([reported.table(sample, MODEL, TABLE).assign(sample=sample) for sample in ("a", "b")])
+    vectors = matrix(tables).astype(np.float64)
+    names = [f"{row.id} ({row.sample})" for row in tables.itertuples()]
+    shown.open(page_of(reported))
+    rows = shown.page.locator("h3:text-is('Nearest neighbours') ~ table").first.locator("tr").all()[1:]
+    query = -1
+    for number, row in enumerate(rows):
+        *first, near, _, cosine = row.locator("td").all_inner_texts()
+        if first:
+            # An ID may occur more than once; the row that is meant has such a nearest neighbour.
+            query = next(
+                place
+                for place, name in enumerate(names)
+                if name == first[0] and abs(_nearest(vectors, place)[0] - float(cosine)) < 1e-4
+            )
+            assert number % 5 == 0
+        expected = _nearest(vectors, query)[number % 5]
+        assert abs(float(cosine) - expected) < 1e-4
+        found = [_cosine(vectors[query], vectors[place]) for place, name in enumerate(names) if name == near]
+        assert min(abs(value - expected) for value in found) < 1e-4
+
+
+def _cosine(one: np.ndarray, other: np.ndarray) -> float:
+    return float(one @ other / np.sqrt((one @ one) * (other @ other)))
+
+
+def _nearest(vectors: np.ndarray, query: int) -> list[float]:
+    return sorted((_cosine(vectors[query], v) for place, v in enumerate(vectors) if place != query), reverse=True)
+
+
+def test_names_are_shown_as_they_are_and_do_nothing(baseline: Baseline, work: Workspace, shown: Shown) -> None:
+    work.write_samples(
+        [("a", work.write_fasta("a.fasta", [plain(HOSTILE, "MKTAYIAKQR"), *baseline.entries["b"][2:5]]))]
+    )
+    model = {"weights": str(baseline.work.root / "store"), "layers": [-1], "representations": ["mean"]}
+    weights = json.loads((baseline.work.root / f"results/models/{MODEL}.json").read_text())["files"][0]
+    work.write_config({MODEL: model | {"weights": weights}})
+    work.run("--", "report")
+    shown.open(page_of(work))
+    assert any(cells[0] == f"{HOSTILE} (a)" for cells in shown.rows("map-1"))
+    points = shown.page.locator("#map0-pca .scatterlayer .point")
+    points.first.wait_for(state="attached")
+    shown.page.locator("#map0-pca").scroll_into_view_if_needed()
+    points.first.hover(force=True)
+    text = shown.page.locator("#map0-pca .hoverlayer .hovertext").first.text_content() or ""
+    assert text.startswith(HOSTILE)
+    assert shown.complaints == []
+    assert shown.requests == [page_of(work).as_uri()]
+
+
+def test_a_draw_is_of_rows_as_they_are_without_one_twice(baseline: Baseline) -> None:
+    features = baseline.work.root / "results/features"
+    tables = {sample: [features / sample / MODEL / f"{TABLE}.parquet"] for sample in ("a", "b")}
+    whole = pd.concat([pd.read_parquet(paths[0]).assign(sample=sample) for sample, paths in tables.items()])
+    everything, some = draw(tables), draw(tables, 40)
+    assert everything
+    assert some
+    assert everything.records == some.records == len(whole)
+    assert everything.ids == whole["id"].to_list()
+    assert everything.samples == whole["sample"].to_list()
+    assert np.array_equal(everything.vectors, matrix(whole))
+    known = Counter(zip(everything.samples, everything.ids, map(bytes, everything.vectors), strict=True))
+    drawn = Counter(zip(some.samples, some.ids, map(bytes, some.vectors), strict=True))
+    assert drawn.total() == 40
+    assert drawn <= known
+
+
+def test_the_components_are_those_of_scikit_learn() -> None:
+    vectors = np.random.default_rng(5).normal(size=(50, 7)).astype(np.float32) * np.arange(1, 8, dtype=np.float32)
+    place, (across, up) = pca(vectors)
+    expected = PCA(2)
+    assert np.allclose(np.abs(place), np.abs(expected.fit_transform(vectors)), atol=1e-4)
+    first, second = expected.explained_variance_ratio_
+    assert (across, up) == (f"PC 1 ({first:.1%} of the variance)", f"PC 2 ({second:.1%})")
