@@ -17,7 +17,7 @@ rule report:
     conda:
         "../envs/cpu.yaml"
     params:
-        results=RESULTS,
+        results=lambda wildcards, output: str(Path(output[0]).parents[1]),
         config=json.dumps(config),
     shell:
         'python "$ESMFLOW"/report.py'
