@@ -9,7 +9,7 @@ GPU_PYTHON ?= $(if $(wildcard .venv/run),$(BIN)/python,$(PYTHON))
 .PHONY: demo test test-slurm lint bench test-gpu bench-gpu
 
 demo: .venv/run
-	$(BIN)/snakemake --profile profiles/local --configfile config/demo.yaml
+	$(BIN)/snakemake --profile profiles/local --configfile config/demo.yaml -- all report
 	$(BIN)/python scripts/summary.py results/demo
 
 test: .venv/dev

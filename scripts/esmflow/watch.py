@@ -1,0 +1,181 @@
+"""A view of a run in progress, from its plan, heartbeats and receipts alone: no scheduler is asked."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from esmflow.progress import duration
+
+#: Heartbeats that a worker may miss before it is taken for lost.
+_MISSED = 6
+
+
+@dataclass(frozen=True)
+class JobView:
+    """What is known of a worker job."""
+
+    job: str
+    state: str
+    """`waiting` (or queued), a live worker's own state, `lost` (its heart has stopped), `stopped` (incomplete, to be
+    tried again) or `done`."""
+    sequences: int
+    sequences_done: int
+    cost: float
+    """FLOPs."""
+    cost_done: float
+    cost_per_second: float = 0.0
+    """Of a live worker."""
+    residues_per_second: float = 0.0
+    models: list[str] = field(default_factory=list)
+    host: str = ""
+    seconds_since_heartbeat: float | None = None
+    processes: int = 0
+    process_restarts: int = 0
+    gpu_utilisation: float | None = None
+
+    @property
+    def live(self) -> bool:
+        """Whether a worker is at it."""
+        return self.state not in ("waiting", "lost", "stopped", "done")
+
+
+@dataclass(frozen=True)
+class RunView:
+    """What is known of a run."""
+
+    jobs: list[JobView]
+
+    @property
+    def states(self) -> dict[str, int]:
+        """Jobs by state."""
+        names = [job.state for job in self.jobs]
+        return {name: names.count(name) for name in dict.fromkeys(names)}
+
+    @property
+    def share_done(self) -> float:
+        """Of the run's FLOPs."""
+        cost = sum(job.cost for job in self.jobs)
+        return sum(job.cost_done for job in self.jobs) / cost if cost else 1.0
+
+    @property
+    def residues_per_second(self) -> float:
+        """Of all live workers together."""
+        return sum(job.residues_per_second for job in self.jobs if job.live)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the rate of the live workers; None if there is none yet."""
+        rate = sum(job.cost_per_second for job in self.jobs if job.live)
+        left = sum(job.cost - job.cost_done for job in self.jobs)
+        return left / rate if rate else None
+
+    @property
+    def done(self) -> bool:
+        """Whether every job is."""
+        return all(job.state == "done" for job in self.jobs)
+
+    def summary(self) -> str:
+        """One line."""
+        if not self.jobs:
+            return "nothing is to be embedded"
+        left = self.seconds_left
+        return ", ".join(
+            [
+                f"{self.share_done:.1%} done",
+                *(f"{count:,} {state}" for state, count in self.states.items()),
+                *([f"{self.residues_per_second:,.0f} residues/s"] if any(job.live for job in self.jobs) else []),
+                *([f"{duration(left)} left"] if left is not None and not self.done else []),
+            ]
+        )
+
+    def content(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "share_done": self.share_done,
+            "states": self.states,
+            "residues_per_second": self.residues_per_second,
+            "seconds_left": self.seconds_left,
+            "jobs": [vars(job) for job in self.jobs],
+        }
+
+    def table(self) -> Table:
+        """For a terminal: what is wrong first, then what is at work, what waits, what is done."""
+        order = {"lost": 0, "stopped": 1, "waiting": 3, "done": 4}
+        table = Table(caption=self.summary(), caption_justify="left", box=None, header_style="bold")
+        for name in ("job", "state", "models", "host"):
+            table.add_column(name, no_wrap=True)
+        for name in ("sequences", "done", "residues/s", "GPU", "processes", "heartbeat"):
+            table.add_column(name, justify="right", no_wrap=True)
+        colours = {"lost": "bold red", "stopped": "yellow", "waiting": "dim", "done": "green"}
+        for job in sorted(self.jobs, key=lambda job: order.get(job.state, 2)):
+            replaced = f" ({job.process_restarts} replaced)" if job.process_restarts else ""
+            beat = job.seconds_since_heartbeat
+            table.add_row(
+                job.job,
+                job.state,
+                ", ".join(job.models),
+                job.host,
+                f"{job.sequences_done:,} / {job.sequences:,}",
+                f"{job.cost_done / job.cost:.0%}" if job.cost else "",
+                f"{job.residues_per_second:,.0f}" if job.live else "",
+                "" if job.gpu_utilisation is None else f"{job.gpu_utilisation:.0%}",
+                f"{job.processes}{replaced}" if job.live else "",
+                "" if beat is None or job.state == "done" else f"{duration(beat)} ago",
+                style=colours.get(job.state, ""),
+            )
+        return table
+
+
+def look(results: Path, now: float) -> RunView | None:
+    """What a run is at, at that Unix time; None if it has no plan yet."""
+    path = results / "plan" / "plan.json"
+    plan = _read(path)
+    if plan is None:
+        return None
+    written = path.stat().st_mtime
+    return RunView([_job(results, name, planned, written, now) for name, planned in plan["jobs"].items()])
+
+
+def _job(results: Path, name: str, planned: Mapping[str, Any], written: float, now: float) -> JobView:
+    about = {"models": planned["models"], "sequences": planned["sequences"], "cost": planned["cost"]}
+    beat = _read(results / "heartbeats" / f"{name}.json")
+    if (results / "receipts" / f"{name}.json").exists():
+        return JobView(name, "done", sequences_done=planned["sequences"], cost_done=planned["cost"], **about)
+    # An older heartbeat is of a job that was planned again since.
+    if beat is None or beat["updated"] < written:
+        return JobView(name, "waiting", sequences_done=0, cost_done=0.0, **about)
+    age = max(now - beat["updated"], 0.0)
+    state = beat["state"]
+    if state == "dead":
+        state = "stopped"
+    elif age > _MISSED * beat["interval"]:
+        state = "lost"
+    gpus = [gpu["utilisation"] for gpu in beat["gpus"]]
+    return JobView(
+        name,
+        state,
+        # What earlier attempts committed is no part of this one's work.
+        sequences_done=planned["sequences"] - beat["sequences"] + beat["sequences_done"],
+        cost_done=planned["cost"] - beat["cost"] + beat["cost_done"],
+        cost_per_second=beat["cost_done"] / max(beat["updated"] - beat["started"], 1e-9),
+        residues_per_second=beat["residues_per_second"],
+        host=beat["host"],
+        seconds_since_heartbeat=age,
+        processes=len(beat["processes"]),
+        process_restarts=beat["process_restarts"],
+        gpu_utilisation=sum(gpus) / len(gpus) if gpus else None,
+        **about,
+    )
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """A JSON file; None if there is none (yet, or any more)."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return found

@@ -1,0 +1,99 @@
+"""The view of a run, before, during and after it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from esmflow.watch import look
+from workflow import ENVIRONMENT, ROOT, Baseline, Workspace, find_worker, script, wait_until
+
+
+def watch(work: Workspace) -> Any:
+    result = script("watch", "results", "--once", "json", cwd=work.root)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def committed(work: Workspace) -> int:
+    return len(work.store_files())
+
+
+@pytest.fixture
+def fresh(baseline: Baseline, tmp_path: Path) -> Workspace:
+    work = baseline.work.copy(tmp_path / "fresh", inputs_only=True)
+    work.change_config(lambda config: config.update(sharding={"target_minutes": 0.0006}))
+    return work
+
+
+def test_it_shows_what_is_so_before_during_and_after(baseline: Baseline, fresh: Workspace) -> None:
+    (fresh.root / "results").mkdir()
+    assert watch(fresh) is None
+    fresh.run("--until", "plan")
+    assert watch(fresh)["states"] == {"waiting": 1}
+
+    snakemake = fresh.start()
+    try:
+        worker = find_worker(snakemake)
+        assert worker
+        wait_until(lambda: committed(fresh) >= 3, snakemake)
+        worker.suspend()
+        [beat] = [json.loads(path.read_text()) for path in (fresh.root / "results/heartbeats").glob("*.json")]
+        [job] = watch(fresh)["jobs"]
+        assert job["state"] == beat["state"]
+        assert job["host"] == beat["host"]
+        assert job["sequences"] == len(baseline.unique())
+        assert job["sequences_done"] == beat["sequences_done"] <= job["sequences"]
+        # The heart of a worker that is held stops; a minute later it is taken for lost.
+        later = look(fresh.root / "results", time.time() + 60)
+        assert later
+        assert later.states == {"lost": 1}
+        worker.resume()
+        assert snakemake.wait() == 0
+    finally:
+        snakemake.kill()
+
+    after = watch(fresh)
+    assert after["states"] == {"done": 1}
+    assert after["share_done"] == 1
+    [receipt] = fresh.receipts().values()
+    assert after["jobs"][0]["sequences_done"] == receipt["sequences"] == len(baseline.unique())
+    followed = script("watch", "results", cwd=fresh.root)
+    assert followed.returncode == 0
+    assert "100.0% done, 1 done" in followed.stdout
+    assert not re.search(r"[\x00-\x08\x0b-\x1f]", followed.stdout)
+    fresh.run("--forcerun", "plan")
+    assert "nothing is to be embedded" in script("watch", "results", "--once", cwd=fresh.root).stdout
+
+
+def test_a_job_that_ended_early_is_stopped_and_its_rest_is_what_is_left(fresh: Workspace) -> None:
+    fresh.run("--until", "plan")
+    [job] = (fresh.root / "results/plan/jobs").iterdir()
+    places = ["--store", "store", "--receipt", f"results/receipts/{job.name}", "--heartbeats", "results/heartbeats"]
+    command = [sys.executable, ROOT / "scripts/embed.py", "--job", job, *places]
+    embed = subprocess.Popen(command, cwd=fresh.root, env=ENVIRONMENT)
+    wait_until(lambda: committed(fresh) >= 2, embed)
+    embed.terminate()
+    assert embed.wait() == 75
+    planned = json.loads(job.read_text())["shards"]
+    in_store = {path.stem for path in fresh.store_files()}
+    rest = [shard for shard in planned if shard["name"] not in in_store]
+    [seen] = watch(fresh)["jobs"]
+    assert seen["state"] == "stopped"
+    assert seen["sequences"] - seen["sequences_done"] == sum(shard["sequences"] for shard in rest)
+    assert seen["cost"] - seen["cost_done"] == pytest.approx(sum(shard["cost"] for shard in rest))
+    # Planned again, it waits for its turn.
+    plan = fresh.root / "results/plan/plan.json"
+    os.utime(plan, (time.time() + 1, time.time() + 1))
+    assert watch(fresh)["states"] == {"waiting": 1}
+
+
+def test_a_directory_that_is_none_is_told_of(tmp_path: Path) -> None:
+    result = script("watch", "nowhere", "--once", cwd=tmp_path)
+    assert result.returncode == 78
+    assert "nowhere: no such directory" in result.stderr
