@@ -284,8 +284,8 @@ def _map(drawn: Drawn, place: np.ndarray, across: str, up: str) -> go.Figure:
 
 def _lengths(samples: Sequence[Sample]) -> go.Figure:
     """Embedded records by length, for each sample, in bins of equal width on a logarithmic scale."""
-    longest = max((max(sample.lengths, default=1) for sample in samples), default=1)
-    edges = np.geomspace(1, longest + 1, 60)
+    found = {length for sample in samples for length in sample.lengths} or {1}
+    edges = np.geomspace(min(found), max(found) + 1, 60)
     figure = go.Figure()
     for number in range(min(len(samples), _COLOURS + 1)):
         own = samples[number : number + 1] if number < _COLOURS else samples[_COLOURS:]
