@@ -66,7 +66,7 @@ rule status:
         catalog=CATALOG,
         descriptors=expand(DESCRIPTOR, model=MODELS),
     output:
-        STATUS,
+        report(STATUS, category="status", labels={"sample": "{sample}"}),
     log:
         "logs/status/{sample}.log",
     benchmark:

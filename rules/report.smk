@@ -8,7 +8,7 @@ rule report:
         expand(STATUS, sample=SAMPLES),
         samples=config["samples"],
     output:
-        report(f"{RESULTS}/report/index.html", category="esmflow", labels={"page": "report"}),
+        report(f"{RESULTS}/report/index.html", category="report", labels={"page": "report"}),
     log:
         "logs/report/report.log",
     benchmark:
