@@ -103,7 +103,8 @@ class Worker:
         self._processes: dict[int, dict[str, int]] = {}
         self._uses: dict[str, dict[str, Any]] = {}
         self._in_hand: dict[int, dict[str, Any]] = {}
-        self._first = self._last = self._start
+        self._spans: dict[int, tuple[float, float]] = {}
+        self._first = self._start
         sequences = sum(shard.sequences for shard in self.pending)
         residues = sum(shard.residues for shard in self.pending)
         cost = sum(shard.cost for shard in self.pending)
@@ -182,8 +183,8 @@ class Worker:
 
     def _take(self, part: Part, result: dict[str, Any]) -> None:
         """Count what a process has done, and go on to the whole if that was the last half."""
-        self._last = self._clock()
-        busy = result["seconds"] + result["loading_seconds"]
+        now, busy = self._clock(), result["seconds"] + result["loading_seconds"]
+        self._spans[result["pid"]] = self._spans.get(result["pid"], (now - busy, now))[0], now
         _add(self._done, {"seconds": result["seconds"], "busy": busy, "cost": part.cost})
         _add(self._figures, result["figures"])
         self._processes[result["pid"]] = result["process"]
@@ -307,15 +308,15 @@ class Worker:
 
     def _totals(self, processes: int, restarts: int) -> dict[str, Any]:
         seconds = self._clock() - self._start
+        in_use = sum(end - begin for begin, end in self._spans.values())
         figures = self._figures
         capacity = figures["pack_capacity"] - figures["last_pack_free"]
         return {
             "seconds": round(seconds, 3),
             "startup_seconds": round(self._first - self._start, 3),
             "computing_seconds": round(self._done["seconds"], 3),
-            "idle_share": round(1 - self._done["busy"] / (processes * (self._last - self._first)), 4)
-            if processes
-            else 0,
+            # Between the first shard and the last of each process.
+            "idle_share": round(max(1 - self._done["busy"] / in_use, 0), 4) if in_use else 0,
             "processes": processes,
             "process_restarts": restarts,
             "model_loads": self._sum("loads"),
