@@ -9,13 +9,17 @@ from pathlib import Path
 
 from esmflow import command
 from esmflow.config import read_samples
+from esmflow.errors import IncompleteError
 from esmflow.report import write_report
 from esmflow.spec import ModelSpec
 
 
 def main(options: Namespace) -> None:
     specs = [ModelSpec.of(name, model) for name, model in options.config["models"].items()]
-    write_report(options.results, list(read_samples(options.samples)), specs, options.config, options.page)
+    try:
+        write_report(options.results, list(read_samples(options.samples)), specs, options.config, options.page)
+    except FileNotFoundError as error:
+        raise IncompleteError(f"{error.filename}: not there; run the workflow to its end first") from error
 
 
 if __name__ == "__main__":

@@ -173,9 +173,9 @@ def _job(results: Path, name: str, planned: Mapping[str, Any], written: float, n
 
 
 def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON file; None if there is none (yet, or any more)."""
+    """A JSON file; None if there is none, or none that can be read."""
     try:
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None
     return found

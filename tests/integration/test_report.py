@@ -14,7 +14,7 @@ import pytest
 from esmflow.report import draw, pca
 from playwright.sync_api import Browser, Page, sync_playwright
 from sklearn.decomposition import PCA
-from workflow import LAYERS, MODEL, Baseline, Workspace, matrix, plain
+from workflow import LAYERS, MODEL, Baseline, Workspace, error_line, matrix, plain, script
 
 TABLE = f"layer{LAYERS}.mean"
 HOSTILE = "<img/src=x/onerror=alert(1)>&amp;\"'</script>"
@@ -193,6 +193,38 @@ def test_names_are_shown_as_they_are_and_do_nothing(baseline: Baseline, work: Wo
     assert text.startswith(HOSTILE)
     assert shown.complaints == []
     assert shown.requests == [page_of(work).as_uri()]
+
+
+def test_a_run_of_next_to_nothing_has_a_report(baseline: Baseline, work: Workspace, shown: Shown) -> None:
+    weights = json.loads((baseline.work.root / f"results/models/{MODEL}.json").read_text())["files"][0]
+    work.write_samples(
+        [("none", work.write_fasta("none.fasta", [])), ("one", work.write_fasta("one.fasta", [plain("p", "MKV")]))]
+    )
+    models = {"vectors": {"weights": weights}, "residues": {"weights": weights, "representations": ["per_tok"]}}
+    work.write_config(models)
+    work.run("--", "report")
+    shown.open(page_of(work))
+    shown.page.locator("#lengths .bars .point path").first.wait_for(state="attached")
+    assert {row[0]: row[1:4] for row in shown.rows("samples")} == {"none": ["0", "0", "0"], "one": ["1", "1", "0"]}
+    assert shown.page.locator("h2:has-text('Map')").count() == 0
+    assert shown.complaints == []
+
+
+def test_a_run_that_is_not_done_has_none(work: Workspace) -> None:
+    work.write_samples([("a", work.write_fasta("a.fasta", []))])
+    arguments = [
+        "--results",
+        "results",
+        "--samples",
+        "samples.tsv",
+        "--config",
+        '{"models": {}}',
+        "--page",
+        "page.html",
+    ]
+    result = script("report", *arguments, cwd=work.root)
+    assert result.returncode == 75
+    assert "results/plan/plan.json: not there" in error_line(result)
 
 
 def test_a_draw_is_of_rows_as_they_are_without_one_twice(baseline: Baseline) -> None:
