@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from html import escape
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -80,6 +81,7 @@ def write_report(
         json.loads((results / "receipts" / f"{name}.json").read_text(encoding="utf-8"))
         for name in sorted(set().union(*plan["tables"].values()))
     ]
+    receipts.sort(key=lambda receipt: -receipt["figures"]["seconds"])
     figures: dict[str, go.Figure] = {"lengths": _lengths(outcomes)}
     if receipts:
         figures |= {"seconds": _seconds(receipts), "balance": _balance(receipts)}
@@ -103,7 +105,7 @@ def write_report(
     text = environment.get_template("report.html").render(
         made=datetime.now(UTC).isoformat(" ", "minutes").removesuffix("+00:00"),
         samples=outcomes,
-        receipts=sorted(receipts, key=lambda receipt: -receipt["figures"]["seconds"])[:_JOBS],
+        receipts=receipts[:_JOBS],
         jobs=len(receipts),
         models=models,
         numerics=_numerics(receipts),
@@ -247,13 +249,11 @@ def _map(drawn: Drawn, place: np.ndarray, across: str, up: str) -> go.Figure:
         list(zip(map(_plain, drawn.ids), map(_plain, drawn.samples), drawn.lengths.tolist(), strict=True)), object
     )
     figure = go.Figure()
-    groups = [(name, [name]) for name in names[:_COLOURS]]
-    if names[_COLOURS:]:
-        groups.append((f"{len(names) - _COLOURS} more samples", names[_COLOURS:]))
+    groups = _groups(names)
     for title, members in groups:
         own = np.isin(drawn.samples, members)
         figure.add_scatter(
-            x=place[own, 0], y=place[own, 1], customdata=data[own], name=_plain(title), marker={"size": 5}, **common
+            x=place[own, 0], y=place[own, 1], customdata=data[own], name=title, marker={"size": 5}, **common
         )
     colour = {"size": 5, "color": np.log10(drawn.lengths), "colorscale": "Viridis", "showscale": True}
     ticks = [50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 35000]
@@ -286,20 +286,19 @@ def _lengths(samples: Sequence[Sample]) -> go.Figure:
     """Embedded records by length, for each sample, in bins of equal width on a logarithmic scale."""
     found = {length for sample in samples for length in sample.lengths} or {1}
     edges = np.geomspace(min(found), max(found) + 1, 60)
+    middles = np.sqrt(edges[:-1] * edges[1:])
+    hover = [f"{np.ceil(a):,.0f} to {np.ceil(b) - 1:,.0f} residues" for a, b in pairwise(edges)]
+    by_name = {sample.name: sample.lengths for sample in samples}
     figure = go.Figure()
-    for number in range(min(len(samples), _COLOURS + 1)):
-        own = samples[number : number + 1] if number < _COLOURS else samples[_COLOURS:]
-        lengths = [length for sample in own for length in sample.lengths]
-        weights = [count for sample in own for count in sample.lengths.values()]
+    for title, members in _groups(list(by_name)):
+        lengths = [length for name in members for length in by_name[name]]
+        weights = [count for name in members for count in by_name[name].values()]
         counts, _ = np.histogram(lengths, edges, weights=weights)
-        title = own[0].name if number < _COLOURS else f"{len(own)} more samples"
-        middles = np.sqrt(edges[:-1] * edges[1:])
-        hover = [f"{np.ceil(a):,.0f} to {np.ceil(b) - 1:,.0f} residues" for a, b in pairwise(edges)]
         figure.add_bar(
             x=middles,
             y=counts,
             width=np.diff(edges),
-            name=_plain(title),
+            name=title,
             customdata=hover,
             hovertemplate="%{customdata}: %{y:,} records",
         )
@@ -314,16 +313,14 @@ def _lengths(samples: Sequence[Sample]) -> go.Figure:
 
 
 def _seconds(receipts: Sequence[Mapping[str, Any]]) -> go.Figure:
-    """How long each job took, and for what."""
-    own = sorted(
-        (receipt["figures"] | {"job": receipt["job"]} for receipt in receipts), key=lambda own: -own["seconds"]
-    )
+    """How long each job took, and for what, in the order given."""
+    jobs, own = [receipt["job"] for receipt in receipts], [receipt["figures"] for receipt in receipts]
     start = np.array([figures["startup_seconds"] for figures in own])
     computing = np.array([figures["computing_seconds"] / max(figures["processes"], 1) for figures in own])
     other = np.array([figures["seconds"] for figures in own]) - start - computing
     figure = go.Figure()
     for title, seconds in (("start", start), ("computing", computing), ("other", other.clip(min=0))):
-        figure.add_bar(x=[figures["job"] for figures in own], y=seconds, name=title, hovertemplate="%{x}: %{y:,.1f} s")
+        figure.add_bar(x=jobs, y=seconds, name=title, hovertemplate="%{x}: %{y:,.1f} s")
     return figure.update_layout(
         **_LAYOUT, barmode="stack", xaxis={"title": "job", "type": "category"}, yaxis={"title": "seconds"}
     )
@@ -357,9 +354,16 @@ def _numerics(receipts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [dict(zip(names, key, strict=True)) | row for key, row in sorted(found.items())]
 
 
+def _groups(samples: list[str]) -> list[tuple[str, list[str]]]:
+    """Samples with a colour of their own, then all others together: (name as Plotly shows it, samples)."""
+    groups = [(_plain(name), [name]) for name in samples[:_COLOURS]]
+    others = samples[_COLOURS:]
+    return [*groups, (f"{len(others)} more samples", others)] if others else groups
+
+
 def _plain(text: str) -> str:
     """Text that Plotly, which takes some HTML, shows as it is."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return escape(text, quote=False)
 
 
 def _fragment(name: str, figure: go.Figure) -> str:
