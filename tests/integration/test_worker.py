@@ -16,16 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
 import reference
+from esmflow.descriptor import Descriptor
+from esmflow.errors import DataError
 from esmflow.health import Health, Heartbeat
 from esmflow.jobs import Job
 from esmflow.pool import Report, WorkerPool
 from esmflow.server import Server
 from esmflow.store import Store
-from esmflow.tasks import EmbedShard, StartServer
+from esmflow.tasks import EmbedShard, Model, StartServer, SwitchModel
 from esmflow.worker import Stop, Worker
 from worker_jobs import assert_equal, make_job, rows, stored, wanted
 from workflow import DEADLINE, ENVIRONMENT, ROOT, error_line, wait_until, written_times
@@ -219,6 +222,33 @@ def test_the_shards_of_a_model_that_fails_do_not_stop_those_of_another(
     assert "two.pt" in error_line(result)
     assert len(committed(tmp_path)) == 4
     assert not (tmp_path / "receipt.json").exists()
+
+
+def test_a_switch_that_fails_fails_its_own_job_and_the_pool_serves_with_the_old_model(
+    weights: dict[str, Path], tmp_path: Path
+) -> None:
+    job = Job.load(make_job(tmp_path, weights, 1, per_shard=3))
+    one, two = (Model(Descriptor.load(Path(model.descriptor)), "fp32", "auto") for model in job.models.values())
+    content = weights["two"].read_bytes()
+    shard, target = job.shards[0], tmp_path / "shard.parquet"
+    with WorkerPool(StartServer("cpu", 1, None)) as pool:
+        pool.submit(SwitchModel(one)).result()
+        try:
+            weights["two"].write_bytes(content[:1000])
+            failed = pool.submit(SwitchModel(two))
+            with pytest.raises(DataError, match=r"two\.pt") as told:
+                failed.result()
+        finally:
+            weights["two"].write_bytes(content)
+        assert len(str(told.value).splitlines()) == 1
+        pool.submit(EmbedShard(one, Path(shard.file), 0, 3, shard.treatment, shard.outputs, target)).result()
+        assert pool.restarts == 0
+    theirs = reference.tiny_esm2(tmp_path / "one.pt", seed=0)
+    for residues, found in zip(
+        pq.read_table(shard.file)["residues"].to_pylist(), pq.read_table(target)["layer2.mean"].to_pylist(), strict=True
+    ):
+        expected = reference.represent(theirs, residues.decode())[2, "mean"]
+        assert np.linalg.norm(np.array(found) - expected) <= 1e-5 * np.linalg.norm(expected)
 
 
 @pytest.fixture
