@@ -9,9 +9,10 @@ from pathlib import Path
 SCRIPTS = str(Path(str(workflow.current_basedir)).parent / "scripts")
 sys.path.insert(0, SCRIPTS)
 
-from esmflow.config import check_config, read_samples
+from esmflow.config import check_config
 from esmflow.errors import EsmflowError
 from esmflow.files import sha256
+from esmflow.samples import read_samples
 from esmflow.spec import EXPORTS, LETTERS_VERSION, NUMERICS_VERSION, RAGGED, VECTORS, ModelSpec
 
 try:

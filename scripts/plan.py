@@ -10,8 +10,8 @@ from math import inf
 from pathlib import Path
 
 from esmflow import command
-from esmflow.config import read_samples
 from esmflow.plan import Sizes, plan
+from esmflow.samples import read_samples
 from esmflow.spec import ModelSpec
 from esmflow.store import Store
 

@@ -8,9 +8,9 @@ from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
-from esmflow.config import read_samples
 from esmflow.errors import IncompleteError
 from esmflow.report import write_report
+from esmflow.samples import read_samples
 from esmflow.spec import ModelSpec
 
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from esmflow.engine import Embedded, Engine
 from esmflow.errors import DeviceError
+from esmflow.packs import InlineLoader
 from esmflow.spec import Output
 from esmflow.treatment import cost
 
@@ -30,27 +31,30 @@ class SelfCheck:
 def self_check(
     engine: Engine, sequences: Sequence[bytes], outputs: Sequence[Output], treatment: str, embedded: Embedded
 ) -> SelfCheck:
-    """Compare a random sample, of 1 % of the cost at most, or of one sequence.
+    """Compare a random sample, of 1 % of the cost at most, or of one sequence; none if none has vectors.
 
     Raises DeviceError if a value is further from its second computation than its precision explains: the device or
     its libraries are at fault.
     """
     model = engine.model
-    alone = Engine(engine.exact(), tokens_per_pack=engine.tokens_per_pack)
     costs = cost(model.architecture, np.array([len(residues) for residues in sequences]), treatment, 1)
     order = np.random.default_rng(0).permutation(np.flatnonzero([reason is None for reason in embedded.reasons]))
     sample = order[: max(int(np.searchsorted(costs[order].cumsum(), _SHARE * costs.sum(), "right")), 1)]
+    if not len(sample):
+        return SelfCheck(0, 0.0, 1.0)
+    # No two sequences fit into a pack of one token.
+    alone = Engine(engine.exact(), tokens_per_pack=1, threads=engine.threads, loader=InlineLoader())
+    again = alone.embed([sequences[row] for row in sample], outputs, treatment)
+    alone.close()
     difference, cosine = 0.0, 1.0
-    for row in sample:
-        again = alone.embed([sequences[row]], outputs, treatment).values
-        for output in outputs:
+    for output in outputs:
+        for row, value in zip(sample, again.values[output], strict=True):
             found = embedded.values[output][row].ravel().astype(np.float64)
-            expected = again[output][0].ravel().astype(np.float64)
+            expected = value.ravel().astype(np.float64)
             # A single residue has a std of 0, of which there is nothing to compare.
             if size := np.linalg.norm(expected):
                 difference = max(difference, float(np.linalg.norm(found - expected) / size))
                 cosine = min(cosine, float(found @ expected / size / max(np.linalg.norm(found), 1e-30)))
-    alone.close()
     if difference > _LARGEST_DIFFERENCE and cosine < LEAST_COSINE.get(model.precision, 2):
         raise DeviceError(
             f"self-check on {model.device} failed: a vector differs from the same computed alone by "

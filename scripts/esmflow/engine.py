@@ -127,6 +127,7 @@ class Engine:
         on_gpu = model.device.type == "cuda"
         self.model = model
         self.tokens_per_pack = tokens_per_pack
+        self.threads = threads
         self.figures = Figures()
         self._exact, self._exact_model = exact, None if exact else model
         self._loader = loader or (ProcessLoader() if on_gpu else InlineLoader())

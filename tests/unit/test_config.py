@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
-from esmflow.config import check_config, read_samples
+from esmflow.config import check_config
 from esmflow.errors import ConfigError
+from esmflow.samples import read_samples
 
 CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
 MODEL = "esm2_t6_8M_UR50D"

@@ -11,7 +11,7 @@ from esmflow import weights
 from esmflow.attention import choose
 from esmflow.check import self_check
 from esmflow.device import choose_precision
-from esmflow.engine import Engine
+from esmflow.engine import Embedded, Engine
 from esmflow.errors import DeviceError
 from esmflow.model import Esm
 from esmflow.spec import Output
@@ -88,3 +88,11 @@ def test_self_check_refuses_vectors_of_another_sequence(tmp_path: Path) -> None:
     embedded = engine.embed([b"MKTAYIAK", b"WWPWGP"], [output])
     with pytest.raises(DeviceError, match="self-check"):
         self_check(engine, [b"WWPWGP", b"MKTAYIAK"], [output], "whole", embedded)
+
+
+def test_self_check_has_nothing_to_compare_where_all_were_refused(tmp_path: Path) -> None:
+    reference.tiny_esm2(tmp_path / "tiny.pt")
+    engine = Engine(Esm(weights.read([tmp_path / "tiny.pt"]), CPU))
+    output = Output(3, "mean")
+    embedded = Embedded({output: [np.full(1, np.nan, np.float32)]}, ["non-finite representation"])
+    assert self_check(engine, [b"MKV"], [output], "whole", embedded).sequences == 0
