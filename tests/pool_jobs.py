@@ -2,7 +2,9 @@
 
 import os
 import signal
+import threading
 import time
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +67,30 @@ class WaitFor:
         while not self.place.exists():
             time.sleep(0.005)
         return "done"
+
+
+@dataclass
+class FinishLater:
+    """Note the start in a file and leave the process free; go wrong or end when another file is there."""
+
+    place: Path
+    error: Exception | None = None
+
+    def run(self, server: Bench) -> Future[str]:
+        future: Future[str] = Future()
+        with self.place.with_suffix(".begun").open("a") as file:
+            file.write("x")
+
+        def finish() -> None:
+            while not self.place.exists():
+                time.sleep(0.005)
+            if self.error:
+                future.set_exception(self.error)
+            else:
+                future.set_result("done")
+
+        threading.Thread(target=finish, daemon=True).start()
+        return future
 
 
 @dataclass

@@ -18,8 +18,8 @@ _BASE_BYTES = {"cpu": 1 << 30, "cuda": 5 << 30}
 _AUTO_TOKENS = 1024
 #: Float32 values per token and dimension of the embedding while a pack goes through a layer.
 _VALUES_PER_TOKEN = 16
-#: A shard that is committed is there three times: as computed, in columns, in pages.
-_SHARD_COPIES = 3
+#: A shard that is committed is there three times: as computed, in columns, in pages. Beside it, the next is computed.
+_SHARD_COPIES = 4
 
 
 class Rate(NamedTuple):

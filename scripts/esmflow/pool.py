@@ -1,8 +1,9 @@
 """A pool of long-lived processes that work through one queue of jobs.
 
 Each process makes its server once (`start(index, report)`), then runs one job after the other on it
-(`job.run(server)`). A job is anything that can be pickled and has such a method. One thread of the parent hands out
-jobs and takes results; nothing is shared between the processes.
+(`job.run(server)`). A job is anything that can be pickled and has such a method; what is left of it when the server
+could take the next, such as writing, may go on beside that. One thread of the parent hands out jobs and takes results;
+nothing is shared between the processes.
 """
 
 import gc
@@ -17,6 +18,8 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Protocol
@@ -36,7 +39,10 @@ class Job(Protocol):
     """What a pool runs."""
 
     def run(self, server: Any) -> Any:
-        """Do it, in a process of the pool; what it returns or raises reaches the job's future."""
+        """Do it, in a process of the pool; what it returns or raises reaches the job's future.
+
+        If it returns a future, the process goes on with its next job, and the outcome of that future is the job's.
+        """
 
 
 class ProcessDiedError(DeviceError):
@@ -61,9 +67,16 @@ class _Slot:
     index: int
     process: SpawnProcess
     connection: Connection
-    item: _Item | None = None
+    items: dict[int, _Item] = field(default_factory=dict)
+    """What it has been given and not answered, by number."""
+    started: bool = False
     ready: bool = False
+    """For the next job."""
     failed_starts: int = 0
+
+    def takes(self, item: _Item) -> bool:
+        """A job at which a process has died is alone in its next one: should that die, too, it is the job's doing."""
+        return self.ready and (not self.items or not any(other.deaths for other in (item, *self.items.values())))
 
 
 class WorkerPool:
@@ -94,6 +107,7 @@ class WorkerPool:
         self._broken: BaseException | None = None
         self._deadline = float("inf")
         self._slots: list[_Slot] = []
+        self._numbers = count()
         self.restarts = 0
         self._woken, self._wake = multiprocessing.Pipe(duplex=False)
         for index in range(processes):
@@ -172,11 +186,11 @@ class WorkerPool:
             with self._changed:
                 for item in self._take_waiting() if self._closing else []:
                     self._settle(item, error=PoolClosedError("not begun when the pool was closed; run again"))
-                running = [slot for slot in self._slots if slot.item]
+                running = [slot for slot in self._slots if slot.items]
                 if self._closing and (not running or time.monotonic() >= self._deadline):
                     break
                 for slot in self._slots:
-                    if slot.ready and slot.item is None and self._queue:
+                    if self._queue and slot.takes(self._queue[0]):
                         self._hand_out(slot)
                 remaining = max(self._deadline - time.monotonic(), 0) if self._closing else None
             events = wait(
@@ -205,14 +219,16 @@ class WorkerPool:
         if not item.future.running() and not item.future.set_running_or_notify_cancel():
             self._unfinished -= 1
             return
-        slot.item = item
+        number = next(self._numbers)
         try:
-            slot.connection.send(item.job)
+            slot.connection.send((number, item.job))
         except OSError:
             pass  # The process is dead, which its sentinel tells.
         except Exception as error:
-            slot.item = None
             self._settle(item, error=error)
+            return
+        slot.items[number] = item
+        slot.ready = False
 
     def _attend(self, slot: _Slot) -> None:
         """Take what a process has sent; replace it if it is dead."""
@@ -232,14 +248,14 @@ class WorkerPool:
             if self._on_report:
                 self._on_report(slot.index, content)
         elif kind == "ready":
-            slot.ready, slot.failed_starts = True, 0
+            slot.started, slot.ready, slot.failed_starts = True, True, 0
         elif kind == "failed":
             # Another process in its place would fail likewise.
             slot.failed_starts, self._broken = _STARTS, content
-        elif slot.item:
-            item, slot.item = slot.item, None
+        else:
+            number, outcome = content
             with self._changed:
-                self._settle(item, **{kind: content})
+                self._settle(slot.items.pop(number), **{kind: outcome})
 
     def _settle(self, item: _Item, result: Any = None, error: BaseException | None = None) -> None:
         self._unfinished -= 1
@@ -256,11 +272,11 @@ class WorkerPool:
         slot.connection.close()
         code = slot.process.exitcode or 0
         cause = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        item, slot.item = slot.item, None
-        slot.failed_starts += not slot.ready
-        slot.ready = False
+        items, slot.items = list(slot.items.values()), {}
+        slot.failed_starts += not slot.started
+        slot.started = slot.ready = False
         with self._changed:
-            if item:
+            for item in reversed(items):
                 item.deaths += 1
                 log.warning("process %d died of %s (death %d of its job)", slot.process.pid, cause, item.deaths)
                 if item.deaths < self._patience:
@@ -292,11 +308,11 @@ class WorkerPool:
     def _end(self) -> None:
         """End the processes, those that work by force."""
         for slot in self._slots:
-            if slot.item:
+            if slot.items:
                 slot.process.kill()
-                item, slot.item = slot.item, None
                 with self._changed:
-                    self._settle(item, error=PoolClosedError("not done when the pool was closed; run again"))
+                    for item in slot.items.values():
+                        self._settle(item, error=PoolClosedError("not done when the pool was closed; run again"))
             else:
                 try:
                     slot.connection.send(None)
@@ -342,7 +358,8 @@ def _serve(connection: Connection, start: Start, index: int) -> None:
     gc.freeze()
     gc.enable()
     send("ready", None)
-    while (job := connection.recv()) is not None:
+    while (given := connection.recv()) is not None:
+        number, job = given
         try:
             result = job.run(server)
         except DeviceLostError as error:
@@ -351,14 +368,25 @@ def _serve(connection: Connection, start: Start, index: int) -> None:
             os._exit(os.EX_UNAVAILABLE)
         except Exception as error:
             logging.debug("a job failed", exc_info=error)
-            send("error", _portable(error))
+            send("error", (number, _portable(error)))
         else:
-            send("result", result)
+            if isinstance(result, Future):
+                result.add_done_callback(partial(_answer, send, number))
+            else:
+                send("result", (number, result))
+        send("ready", None)
     # What ends with the process need not be looked through for garbage first: after torch that takes 0.3 s.
     gc.freeze()
 
 
-def _portable(error: Exception) -> Exception:
+def _answer(send: Callable[[str, Any], None], number: int, future: Future[Any]) -> None:
+    if error := future.exception():
+        send("error", (number, _portable(error)))
+    else:
+        send("result", (number, future.result()))
+
+
+def _portable(error: BaseException) -> BaseException:
     """The error, or one of its text if it does not survive being pickled."""
     try:
         pickle.loads(pickle.dumps(error))  # noqa: S301

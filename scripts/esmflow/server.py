@@ -5,6 +5,7 @@ import os
 import resource
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,12 +32,14 @@ log = logging.getLogger(__name__)
 class Server:
     """Embeds shards with the models of a registry.
 
-    report: is told what shard is in hand, and its sequences, residues and FLOPs that are done; None when it is done.
+    report: is told what shard is in hand, its sequences, residues and FLOPs that are done, and when it is computed.
     """
 
     def __init__(self, registry: ModelRegistry, report: Report) -> None:
         self.registry = registry
         self._report = report
+        self._writer = ThreadPoolExecutor(1)
+        self._unwritten: list[Future[dict[str, Any]]] = []
 
     @classmethod
     def start(cls, settings: StartServer, index: int, report: Report) -> "Server":
@@ -51,8 +54,8 @@ class Server:
 
         return cls(ModelRegistry(device, load), report)
 
-    def embed(self, shard: EmbedShard) -> dict[str, Any]:
-        """Embed and commit a shard; returns its figures, and those of the process so far."""
+    def embed(self, shard: EmbedShard) -> Future[dict[str, Any]]:
+        """Embed a shard and begin to commit it; when that is done, there are its figures and those of the process."""
         start = time.monotonic()
         progress = _Progress(self._report, shard)
         resident = self.registry.get(shard.model)
@@ -62,36 +65,45 @@ class Server:
         engine.submit(sequences, shard.outputs, shard.treatment, progress.add)
         [(_, embedded)] = engine.drain()
         figures = asdict(engine.figures)
-        if resident.check is None:
-            resident.check = self_check(engine, sequences, shard.outputs, shard.treatment, embedded)
+        resident.check = check = resident.check or self_check(
+            engine, sequences, shard.outputs, shard.treatment, embedded
+        )
         metadata = {
             "model": shard.model.descriptor.name,
             "weights_sha256": shard.model.descriptor.sha256,
             "precision": engine.model.precision,
             "attention": engine.model.attention,
         }
-        commit(shard.target, keys, embedded.reasons, embedded.values, metadata)
-        self._report(None)
-        unit = 1 if sys.platform == "darwin" else 1024
-        return {
-            "seconds": time.monotonic() - ready,
-            "loading_seconds": ready - start,
-            "figures": figures,
-            "self_check": asdict(resident.check),
-            "model": {
-                "device": str(engine.model.device),
-                "precision": engine.model.precision,
-                "attention": engine.model.attention,
-                "tokens_per_pack": engine.tokens_per_pack,
-                "weights_bytes": resident.bytes,
-            },
-            "pid": os.getpid(),
-            "process": {
-                "loads": self.registry.loads,
-                "switches": self.registry.switches,
-                "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-            },
-        }
+        # One shard that is being written lies in memory beside the one in hand, and no more.
+        wait(self._unwritten)
+        seconds = time.monotonic() - ready
+
+        def write() -> dict[str, Any]:
+            commit(shard.target, keys, embedded.reasons, embedded.values, metadata)
+            unit = 1 if sys.platform == "darwin" else 1024
+            return {
+                "seconds": seconds,
+                "loading_seconds": ready - start,
+                "figures": figures,
+                "self_check": asdict(check),
+                "model": {
+                    "device": str(engine.model.device),
+                    "precision": engine.model.precision,
+                    "attention": engine.model.attention,
+                    "tokens_per_pack": engine.tokens_per_pack,
+                    "weights_bytes": resident.bytes,
+                },
+                "pid": os.getpid(),
+                "process": {
+                    "loads": self.registry.loads,
+                    "switches": self.registry.switches,
+                    "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+                },
+            }
+
+        self._unwritten = [self._writer.submit(write)]
+        progress.end()
+        return self._unwritten[0]
 
 
 def load_engine(
@@ -125,12 +137,12 @@ def load_engine(
 
 
 class _Progress:
-    """Tells once a second how far a shard is."""
+    """Tells once a second how far a shard is, and when it is computed."""
 
     def __init__(self, report: Report, shard: EmbedShard) -> None:
         self._report = report
         self._done: dict[str, Any] = {"sequences": 0, "residues": 0, "cost": 0.0}
-        self._about = {"model": shard.model.descriptor.name, "shard": shard.target.stem}
+        self._about = {"model": shard.model.descriptor.name, "target": shard.target, "computed": False}
         self._tell()
 
     def add(self, sequences: int, residues: int, flops: float) -> None:
@@ -140,6 +152,11 @@ class _Progress:
         self._done["cost"] += flops
         if time.monotonic() - self._told >= _INTERVAL:
             self._tell()
+
+    def end(self) -> None:
+        """The device is free."""
+        self._about["computed"] = True
+        self._tell()
 
     def _tell(self) -> None:
         self._report(self._about | self._done)

@@ -1,6 +1,7 @@
 """What a process of the worker is asked to do. Nothing here needs PyTorch until it runs."""
 
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ class EmbedShard:
     outputs: list[Output]
     target: Path
 
-    def run(self, server: "Server") -> dict[str, Any]:
+    def run(self, server: "Server") -> Future[dict[str, Any]]:
         """Returns what `Server.embed` does."""
         return server.embed(self)
 

@@ -6,10 +6,11 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, wait
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -102,7 +103,8 @@ class Worker:
         self._figures: dict[str, float] = defaultdict(int)
         self._processes: dict[int, dict[str, int]] = {}
         self._uses: dict[str, dict[str, Any]] = {}
-        self._in_hand: dict[int, dict[str, Any]] = {}
+        self._in_hand: dict[Path, dict[str, Any]] = {}
+        self._changed = threading.Event()
         self._spans: dict[int, tuple[float, float]] = {}
         self._first = self._start
         sequences = sum(shard.sequences for shard in self.pending)
@@ -111,14 +113,13 @@ class Worker:
         self._progress = WorkProgress(log, sequences, residues, cost)
         health.update("starting", shards=len(self.pending), sequences=sequences, residues=residues, cost=cost)
 
-    def take_report(self, index: int, report: dict[str, Any] | None) -> None:
-        """Take what a process of the pool tells: what it has in hand and how far it is with it; None when done."""
+    def take_report(self, index: int, report: dict[str, Any]) -> None:  # noqa: ARG002
+        """Take what a process of the pool tells: what it has in hand, how far it is with it, and if it is computed."""
         if self._first == self._start:
             self._first = self._clock()
-        if report is None:
-            self._in_hand.pop(index, None)
-        else:
-            self._in_hand[index] = report
+        self._in_hand[report["target"]] = report
+        if report["computed"]:
+            self._changed.set()
 
     def embed(self, pool: WorkerPool, stop: Stop) -> None:
         """Have the pool embed and commit the pending shards.
@@ -133,13 +134,18 @@ class Worker:
         while waiting or running:
             if stop.asked or self._clock() >= self._deadline:
                 break
-            while len(running) < len(pool.processes) and (part := self._next(waiting)):
+            while self._computing(running.values()) < len(pool.processes) and (part := self._next(waiting)):
                 waiting.remove(part)
-                running[pool.submit(self._task(part))] = part
+                future = pool.submit(self._task(part))
+                future.add_done_callback(lambda _: self._changed.set())
+                running[future] = part
             if not running:
                 break
-            for future in wait(running, _TICK, FIRST_COMPLETED).done:
+            self._changed.wait(_TICK)
+            self._changed.clear()
+            for future in [future for future in running if future.done()]:
                 part = running.pop(future)
+                self._in_hand.pop(part.target, None)
                 try:
                     self._take(part, future.result())
                 except ProcessDiedError as error:
@@ -152,7 +158,9 @@ class Worker:
         if waiting or running:
             self._beat(pool, "draining", len(waiting))
             for future in wait(running, GRACE if stop.asked else max(self._deadline - self._clock(), 0)).done:
-                self._take(running.pop(future), future.result())
+                part = running.pop(future)
+                self._in_hand.pop(part.target, None)
+                self._take(part, future.result())
             left = len(self.pending) - int(self._done["shards"])
             cause = "interrupted" if stop.asked else "the allocation ends before another shard would be done"
             if left:
@@ -162,6 +170,10 @@ class Worker:
                 )
         if failed:
             raise failed
+
+    def _computing(self, running: Iterable[Part]) -> int:
+        """How many of the parts are more than to be written."""
+        return sum(not self._in_hand.get(part.target, {}).get("computed") for part in running)
 
     def _next(self, waiting: list[Part]) -> Part | None:
         """The first that will be done in time, at the rate of those before."""
@@ -249,7 +261,7 @@ class Worker:
         self._health.update(
             state,
             processes=pool.processes,
-            busy=[{"model": hand["model"], "shard": hand["shard"]} for hand in hands],
+            busy=[{"model": hand["model"], "shard": hand["target"].stem} for hand in hands],
             shards_done=self._done["shards"],
             sequences_done=done["sequences"],
             residues_done=done["residues"],

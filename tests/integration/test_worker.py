@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,7 +177,7 @@ class StartDeadly(StartServer):
         server = super().__call__(index, report)
         embed_shard = server.embed
 
-        def embed(shard: EmbedShard) -> dict[str, Any]:
+        def embed(shard: EmbedShard) -> Future[dict[str, Any]]:
             keys = pq.read_table(shard.file)["key"].slice(shard.first, shard.stop - shard.first).to_pylist()
             if self.deadly in keys:
                 os.kill(os.getpid(), signal.SIGKILL)

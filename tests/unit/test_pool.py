@@ -13,7 +13,18 @@ import pytest
 from conftest import ROOT
 from esmflow.errors import DataError, DeviceError
 from esmflow.pool import PoolClosedError, ProcessDiedError, WorkerPool
-from pool_jobs import Bench, DieUntil, Fail, FailUnportably, Square, WaitFor, WhoAmI, dies_at_start, no_device
+from pool_jobs import (
+    Bench,
+    DieUntil,
+    Fail,
+    FailUnportably,
+    FinishLater,
+    Square,
+    WaitFor,
+    WhoAmI,
+    dies_at_start,
+    no_device,
+)
 from workflow import DEADLINE, wait_until
 
 
@@ -77,6 +88,46 @@ def test_the_third_death_is_the_end_of_a_job_and_of_no_other(tmp_path: Path) -> 
             dying.result(DEADLINE)
         assert after.result(DEADLINE) == 9
         assert (tmp_path / "tries").read_text() == "xxx"
+
+
+def test_a_process_takes_its_next_job_while_one_is_finished(tmp_path: Path) -> None:
+    with WorkerPool(Bench) as pool:
+        finishing = pool.submit(FinishLater(tmp_path / "go"))
+        failing = pool.submit(FinishLater(tmp_path / "go", DataError("cannot be written")))
+        assert pool.submit(Square(3)).result(DEADLINE) == 9
+        assert not finishing.done()
+        assert not failing.done()
+        (tmp_path / "go").touch()
+        assert finishing.result(DEADLINE) == "done"
+        with pytest.raises(DataError, match="cannot be written"):
+            failing.result(DEADLINE)
+
+
+def test_a_job_that_kills_does_not_take_down_with_it_what_is_finished_beside_it(tmp_path: Path) -> None:
+    begun = tmp_path / "go.begun"
+    with WorkerPool(Bench) as pool:
+        finishing = pool.submit(FinishLater(tmp_path / "go"))
+        dying = pool.submit(DieUntil(tmp_path / "tries", 100))
+        wait_until(lambda: begun.exists() and begun.read_text() == "xx")
+        assert (tmp_path / "tries").read_text() == "x"
+        (tmp_path / "go").touch()
+        assert finishing.result(DEADLINE) == "done"
+        with pytest.raises(ProcessDiedError, match="3 times"):
+            dying.result(DEADLINE)
+        assert begun.read_text() == "xx"
+        assert (tmp_path / "tries").read_text() == "xxx"
+
+
+def test_closing_gives_what_is_being_finished_its_time(tmp_path: Path) -> None:
+    pool = WorkerPool(Bench)
+    finishing = pool.submit(FinishLater(tmp_path / "go"))
+    assert pool.submit(Square(2)).result(DEADLINE) == 4
+    closing = threading.Thread(target=pool.close, args=(DEADLINE,))
+    closing.start()
+    (tmp_path / "go").touch()
+    assert finishing.result(DEADLINE) == "done"
+    closing.join(DEADLINE)
+    assert not closing.is_alive()
 
 
 def test_closing_drops_what_waits_ends_what_runs_and_refuses_what_comes(tmp_path: Path) -> None:
