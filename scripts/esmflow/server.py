@@ -5,6 +5,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from esmflow import weights
+from esmflow import store, weights
 from esmflow.check import self_check
 from esmflow.device import auto_tokens, choose_device
 from esmflow.engine import Engine, Figures
@@ -20,7 +21,6 @@ from esmflow.jobs import read_shard
 from esmflow.model import Esm
 from esmflow.pool import Report
 from esmflow.registry import ModelRegistry
-from esmflow.store import commit
 from esmflow.tasks import EmbedShard, Model, StartServer
 
 #: Seconds between two reports of progress.
@@ -33,11 +33,13 @@ class Server:
     """Embeds shards with the models of a registry.
 
     report: is told what shard is in hand, its sequences, residues and FLOPs that are done, and when it is computed.
+    commit: writes a shard into the store.
     """
 
-    def __init__(self, registry: ModelRegistry, report: Report) -> None:
+    def __init__(self, registry: ModelRegistry, report: Report, *, commit: Callable[..., None] = store.commit) -> None:
         self.registry = registry
         self._report = report
+        self._commit = commit
         self._writer = ThreadPoolExecutor(1)
         self._unwritten: list[Future[dict[str, Any]]] = []
 
@@ -79,7 +81,7 @@ class Server:
         seconds = time.monotonic() - ready
 
         def write() -> dict[str, Any]:
-            commit(shard.target, keys, embedded.reasons, embedded.values, metadata)
+            self._commit(shard.target, keys, embedded.reasons, embedded.values, metadata)
             unit = 1 if sys.platform == "darwin" else 1024
             return {
                 "seconds": seconds,
