@@ -158,9 +158,10 @@ class Worker:
         if waiting or running:
             self._beat(pool, "draining", len(waiting))
             for future in wait(running, GRACE if stop.asked else max(self._deadline - self._clock(), 0)).done:
-                part = running.pop(future)
-                self._in_hand.pop(part.target, None)
-                self._take(part, future.result())
+                self._take(running.pop(future), future.result())
+            # What is not done by now is lost.
+            self._in_hand.clear()
+            self._beat(pool, "draining", len(waiting))
             left = len(self.pending) - int(self._done["shards"])
             cause = "interrupted" if stop.asked else "the allocation ends before another shard would be done"
             if left:
