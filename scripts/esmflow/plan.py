@@ -1,4 +1,4 @@
-"""The plan: which sequences are missing from the store, cut into shards and dealt to worker jobs."""
+"""The plan: what is missing from the store, in shards that are dealt to worker jobs."""
 
 import hashlib
 import heapq
@@ -13,21 +13,18 @@ from typing import Any
 
 import duckdb
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esmflow import database, estimate, files
 from esmflow.descriptor import Descriptor
 from esmflow.errors import DataError
-from esmflow.jobs import SHARD, Job, JobModel, Shard
+from esmflow.jobs import Job, JobModel, Shard
+from esmflow.missing import load_sequences, missing_batches
 from esmflow.preflight import Preflight
+from esmflow.shards import cut
 from esmflow.spec import WHOLE, ModelSpec, Output
-from esmflow.store import Space, Store, damaged, mark_used, needs_mark
-from esmflow.treatment import cost, kept, value_bytes
-
-#: A shard's vectors are held in memory until it is committed.
-MAX_SHARD_BYTES = 256 << 20
-_BATCH = 20_000
+from esmflow.store import Store
+from esmflow.treatment import kept, value_bytes
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +52,6 @@ class Sizes:
         """FLOPs of a shard. What receipts tell is left out, so that the same work is always cut alike."""
         kind = ("cuda", "16 bit") if self.gpus_per_job else ("cpu", "fp32")
         return self.target_minutes * 60 * estimate.ASSUMED_RATES[kind]
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """Missing sequences that are treated alike and lack the same outputs."""
-
-    treatment: str
-    outputs: list[Output]
-    found: list[str]
-    """The values of `found` in table `todo` that make up the batch."""
 
 
 def plan(
@@ -95,15 +82,21 @@ def plan(
         shards: dict[str, list[Shard]] = {}
         served: defaultdict[str, set[str]] = defaultdict(set)
         with database.connect(work / "plan") as connection:
-            longest = _load(connection, sequences)
+            longest = load_sequences(connection, sequences)
             for spec in specs:
                 connection.execute("CREATE OR REPLACE TABLE cut (place BIGINT, shard VARCHAR)")
-                batches = _missing(connection, spec, models[spec.name], outputs[spec.name], store)
+                batches = missing_batches(connection, spec, models[spec.name], outputs[spec.name], store)
                 shards[spec.name] = [
                     shard
                     for batch in batches
-                    for shard in _cut(
-                        connection, spec, models[spec.name], batch, sizes, list(sequences.values()), work / "shards"
+                    for shard in cut(
+                        connection,
+                        spec,
+                        models[spec.name],
+                        batch,
+                        list(sequences.values()),
+                        work / "shards",
+                        shard_cost=sizes.shard_cost,
                     )
                 ]
                 for shard_name, table in _served(connection, list(sequences), spec.name, shards[spec.name]):
@@ -323,206 +316,6 @@ def _in_parts(
         for model, descriptor in models.items():
             if records * descriptor.architecture.embed_dim * 4 > part_bytes:
                 yield from (_table(sample, model, output) for output in outputs[model] if not output.ragged)
-
-
-def _load(connection: duckdb.DuckDBPyConnection, sequences: Mapping[str, Path]) -> int:
-    """Make tables `entry` (sample, key, place, length) and `wanted` (unique key, place, length).
-
-    `place` is where a sequence lies first: the number of the sample's file and the row in it, as file << 32 | row.
-    Returns the greatest length.
-    """
-    connection.execute(
-        """
-        CREATE TABLE entry AS
-        SELECT sample, key, sample << 32 | min(file_row_number) AS place, any_value(length) AS length
-        FROM (SELECT *, (list_position($1, filename) - 1)::BIGINT AS sample
-              FROM read_parquet($1, filename = true, file_row_number = true))
-        GROUP BY sample, key
-        """,
-        [[str(path) for path in sequences.values()]],
-    )
-    connection.execute(
-        "CREATE TABLE wanted AS SELECT key, min(place) AS place, any_value(length) AS length FROM entry GROUP BY key"
-    )
-    [(longest,)] = connection.execute("SELECT coalesce(max(length), 0) FROM wanted").fetchall()
-    return int(longest)
-
-
-def _missing(
-    connection: duckdb.DuckDBPyConnection,
-    spec: ModelSpec,
-    descriptor: Descriptor,
-    outputs: Sequence[Output],
-    store: Store,
-) -> list[_Batch]:
-    """Make table `todo` (key, place, length, treatment, found) and return the batches that have missing outputs.
-
-    `found` has a bit for each group of store files with the same outputs, set if the group holds the sequence.
-    """
-    groups: list[tuple[str, frozenset[Output], list[str]]] = []
-    for treatment in spec.treatments:
-        by_outputs: defaultdict[frozenset[Output], list[str]] = defaultdict(list)
-        for file in store.files(Space(descriptor.sha256, treatment, spec.precision)):
-            by_outputs[file.outputs & frozenset(outputs)].append(str(file.path))
-        groups += [(treatment, held, paths) for held, paths in by_outputs.items() if held]
-    connection.execute("CREATE OR REPLACE TABLE have (key BLOB, treatment VARCHAR, found BIT)")
-    for number, (treatment, _, paths) in enumerate(groups):
-        try:
-            connection.execute(
-                "INSERT INTO have SELECT key, $1, $2::BIT FROM read_parquet($3) WHERE key IN (SELECT key FROM wanted)",
-                [treatment, "".join(str(int(number == other)) for other in range(len(groups))), paths],
-            )
-            _mark_used(connection, [path for path in paths if needs_mark(Path(path))])
-        except database.UNREADABLE as error:
-            raise damaged(Path(paths[0]).parent, error) from error
-    connection.execute(
-        """
-        CREATE OR REPLACE TABLE todo AS
-        SELECT key, any_value(place) AS place, any_value(length) AS length, treatment,
-               coalesce(bit_or(found), $4::BIT) AS found
-        FROM (SELECT *, CASE WHEN length <= $1 THEN $2 ELSE $3 END AS treatment FROM wanted)
-        LEFT JOIN have USING (key, treatment)
-        WHERE treatment IS NOT NULL
-        GROUP BY key, treatment
-        """,
-        [spec.max_length, WHOLE, spec.long_treatment, "0" * max(len(groups), 1)],
-    )
-    batches: dict[tuple[str, tuple[Output, ...]], list[str]] = {}
-    rows = connection.execute("SELECT treatment, found, count(*) FROM todo GROUP BY ALL ORDER BY ALL").fetchall()
-    for treatment, found, count in rows:
-        held_outputs = frozenset().union(*(groups[number][1] for number, bit in enumerate(found) if bit == "1"))
-        missing = tuple(output for output in outputs if output not in held_outputs)
-        log.info(
-            "%s: %s sequences (%s) have %d of %d outputs",
-            spec.name,
-            f"{count:,}",
-            treatment,
-            len(outputs) - len(missing),
-            len(outputs),
-        )
-        if missing:
-            batches.setdefault((treatment, missing), []).append(found)
-    return [_Batch(treatment, list(missing), found) for (treatment, missing), found in batches.items()]
-
-
-def _mark_used(connection: duckdb.DuckDBPyConnection, paths: Sequence[str]) -> None:
-    """Note that those store files are used that have a wanted sequence."""
-    if paths:
-        used = connection.execute(
-            "SELECT DISTINCT filename FROM read_parquet($1, filename = true) WHERE key IN (SELECT key FROM wanted)",
-            [paths],
-        ).fetchall()
-        for (path,) in used:
-            mark_used(Path(path))
-
-
-def _cut(
-    connection: duckdb.DuckDBPyConnection,
-    spec: ModelSpec,
-    descriptor: Descriptor,
-    batch: _Batch,
-    sizes: Sizes,
-    sequences: Sequence[Path],
-    directory: Path,
-) -> list[Shard]:
-    """Cut a batch, in order of the samples, into shards of equal cost, write them, and note what is where in `cut`."""
-    shape = descriptor.architecture
-    depth = max(output.layer for output in batch.outputs)
-    select = "FROM todo WHERE treatment = $1 AND list_contains($2::BIT[], found)"
-    parameters = [batch.treatment, batch.found]
-
-    histogram = connection.execute(f"SELECT length, count(*) AS n {select} GROUP BY length", parameters).fetchnumpy()
-    total = float((histogram["n"] * cost(shape, histogram["length"], batch.treatment, depth)).sum())
-    count = int(histogram["n"].sum())
-    residues = kept(histogram["length"], batch.treatment)
-    size = sum(int(histogram["n"] @ value_bytes(shape, residues, output)) for output in batch.outputs)
-    pieces = min(count, max(math.ceil(total / sizes.shard_cost), math.ceil(size / MAX_SHARD_BYTES)))
-
-    inserting = connection.cursor()
-    reader = connection.sql(f"SELECT place {select} ORDER BY place", params=parameters).to_arrow_reader(_BATCH)
-    places = (rows["place"].to_numpy() for rows in reader)
-    shards: list[Shard] = []
-    writer: _ShardWriter | None = None
-    done, piece = 0.0, -1
-    for table, where in _pick(sequences, places):
-        lengths = pa.compute.binary_length(table["residues"]).to_numpy()
-        costs = cost(shape, lengths, batch.treatment, depth)
-        middles = done + np.cumsum(costs) - costs / 2
-        done += costs.sum()
-        numbers = np.minimum((middles * (pieces / total)).astype(np.int64), pieces - 1)
-        for number in np.unique(numbers):
-            first, last = np.searchsorted(numbers, [number, number + 1])
-            if number != piece:
-                if writer:
-                    shards.append(writer.finish(inserting))
-                writer, piece = _ShardWriter(directory, spec, descriptor, batch), number
-            assert writer is not None
-            own = slice(first, last)
-            residues = kept(lengths[own], batch.treatment)
-            size = sum(int(value_bytes(shape, residues, output).sum()) for output in batch.outputs)
-            writer.add(table.slice(first, last - first), where[own], int(residues.sum()), float(costs[own].sum()), size)
-    if writer:
-        shards.append(writer.finish(inserting))
-    return shards
-
-
-def _pick(sequences: Sequence[Path], places: Iterator[np.ndarray]) -> Iterator[tuple[pa.Table, np.ndarray]]:
-    """Read the sequences at `places`, which ascend, from the files: (key and residues, places) in batches."""
-    waiting = np.empty(0, np.int64)
-    for number, path in enumerate(sequences):
-        begin = number << 32
-        # With pre_buffer, which is the default, pyarrow would keep the whole file in memory.
-        for rows in pq.ParquetFile(path, pre_buffer=False).iter_batches(_BATCH, columns=SHARD.names):
-            end = begin + len(rows)
-            while (not waiting.size or waiting[-1] < end) and (more := next(places, None)) is not None:
-                waiting = np.concatenate([waiting, more])
-            count = np.searchsorted(waiting, end)
-            if count:
-                yield pa.Table.from_batches([rows.take(pa.array(waiting[:count] - begin))], SHARD), waiting[:count]
-            waiting, begin = waiting[count:], end
-
-
-class _ShardWriter:
-    """Writes one shard piece by piece; its name follows from what was written."""
-
-    def __init__(self, directory: Path, spec: ModelSpec, descriptor: Descriptor, batch: _Batch) -> None:
-        self._directory, self._batch, self._model = directory, batch, spec.name
-        self._path = directory / "unnamed"
-        self._writer = pq.ParquetWriter(self._path, SHARD, compression="zstd")
-        space = Space(descriptor.sha256, batch.treatment, spec.precision)
-        self._digest = hashlib.sha256(f"{space.directory} {' '.join(map(str, batch.outputs))}\n".encode())
-        self._places: list[np.ndarray] = []
-        self._residues, self._cost, self._value_bytes = 0, 0.0, 0
-
-    def add(self, table: pa.Table, places: np.ndarray, residues: int, cost: float, value_bytes: int) -> None:
-        self._writer.write_table(table)
-        for key in table["key"].to_pylist():
-            self._digest.update(key)
-        self._places.append(places)
-        self._residues += residues
-        self._cost += cost
-        self._value_bytes += value_bytes
-
-    def finish(self, connection: duckdb.DuckDBPyConnection) -> Shard:
-        self._writer.close()
-        name = self._digest.hexdigest()[:16]
-        file = f"{name}.parquet"
-        self._path.rename(self._directory / file)
-        places = np.concatenate(self._places)
-        connection.register("written", pa.table({"place": places}))
-        connection.execute("INSERT INTO cut SELECT place, $1 FROM written", [name])
-        connection.unregister("written")
-        return Shard(
-            name,
-            self._model,
-            file,
-            self._batch.treatment,
-            self._batch.outputs,
-            len(places),
-            self._residues,
-            self._cost,
-            self._value_bytes,
-        )
 
 
 def _served(
