@@ -2,11 +2,11 @@
 
 import os
 import signal
-import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from esmflow.errors import DeviceError
 from esmflow.pool import Report
@@ -58,39 +58,39 @@ class WhoAmI:
 
 @dataclass
 class WaitFor:
-    """Begin, say so by a file, and end when another file is there."""
+    """Begin, say so by an x in a file, and end when another file is there."""
 
     place: Path
 
-    def run(self, server: Bench) -> str:
-        self.place.with_suffix(".begun").touch()
+    def run(self, server: Bench) -> Any:
+        self.begin()
+        return self.end()
+
+    def begin(self) -> None:
+        with self.place.with_suffix(".begun").open("a") as file:
+            file.write("x")
+
+    def end(self) -> str:
         while not self.place.exists():
             time.sleep(0.005)
         return "done"
 
 
 @dataclass
-class FinishLater:
-    """Note the start in a file and leave the process free; go wrong or end when another file is there."""
+class FinishLater(WaitFor):
+    """The same, but the process is free once it has begun; it may also end with an error."""
 
-    place: Path
     error: Exception | None = None
 
     def run(self, server: Bench) -> Future[str]:
-        future: Future[str] = Future()
-        with self.place.with_suffix(".begun").open("a") as file:
-            file.write("x")
+        self.begin()
+        return ThreadPoolExecutor(1).submit(self.end)
 
-        def finish() -> None:
-            while not self.place.exists():
-                time.sleep(0.005)
-            if self.error:
-                future.set_exception(self.error)
-            else:
-                future.set_result("done")
-
-        threading.Thread(target=finish, daemon=True).start()
-        return future
+    def end(self) -> str:
+        result = super().end()
+        if self.error:
+            raise self.error
+        return result
 
 
 @dataclass

@@ -129,6 +129,7 @@ def _plain(text: str) -> str:
 
 
 def fragment(name: str, figure: go.Figure) -> str:
+    """A plot as HTML, an element of that name; Plotly's code is not in it."""
     options = {"displaylogo": False, "responsive": True}
     html = plotly.io.to_html(figure, full_html=False, include_plotlyjs=False, div_id=name, config=options)
     return str(html)

@@ -83,7 +83,7 @@ class WorkerPool:
     """Processes that live from creation to `close`.
 
     start: called in each process as start(index, report), with the number of the process from 0 and a function whose
-    argument reaches `on_report(index, argument)` in the parent; it gives the server that jobs run on.
+    argument reaches `on_report(argument)` in the parent; it gives the server that jobs run on.
     bound: the most jobs that wait; `submit` blocks beyond. patience: a job whose process dies goes back to the head
     of the queue; at its so-many-th death its future has ProcessDiedError. Processes that die are replaced.
     """
@@ -95,7 +95,7 @@ class WorkerPool:
         *,
         bound: int = 1024,
         patience: int = 3,
-        on_report: Callable[[int, Any], None] | None = None,
+        on_report: Report | None = None,
         context: SpawnContext | None = None,
     ) -> None:
         self._start, self._bound, self._patience, self._on_report = start, bound, patience, on_report
@@ -246,7 +246,7 @@ class WorkerPool:
             log.log(*content)
         elif kind == "report":
             if self._on_report:
-                self._on_report(slot.index, content)
+                self._on_report(content)
         elif kind == "ready":
             slot.started, slot.ready, slot.failed_starts = True, True, 0
         elif kind == "failed":

@@ -113,7 +113,7 @@ class Worker:
         self._progress = WorkProgress(log, sequences, residues, cost)
         health.update("starting", shards=len(self.pending), sequences=sequences, residues=residues, cost=cost)
 
-    def take_report(self, index: int, report: dict[str, Any]) -> None:  # noqa: ARG002
+    def take_report(self, report: dict[str, Any]) -> None:
         """Take what a process of the pool tells: what it has in hand, how far it is with it, and if it is computed."""
         if self._first == self._start:
             self._first = self._clock()

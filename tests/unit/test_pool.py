@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,8 @@ from workflow import DEADLINE, wait_until
 
 
 def test_results_and_exceptions_reach_the_future_of_their_own_job() -> None:
-    reports: list[tuple[int, Any]] = []
-    with WorkerPool(Bench, 2, on_report=lambda *report: reports.append(report)) as pool:
+    reports: list[int] = []
+    with WorkerPool(Bench, 2, on_report=reports.append) as pool:
         squares = [pool.submit(Square(number)) for number in range(20)]
         failing = pool.submit(Fail(DataError("weights are damaged")))
         strange = pool.submit(FailUnportably())
@@ -42,7 +43,7 @@ def test_results_and_exceptions_reach_the_future_of_their_own_job() -> None:
             strange.result(DEADLINE)
         assert after.result(DEADLINE) == 49
         assert pool.drain(DEADLINE)
-        assert sorted(number for _, number in reports) == [*range(8), 7, *range(8, 20)]
+        assert sorted(reports) == [*range(8), 7, *range(8, 20)]
 
 
 def test_a_process_lives_through_all_its_jobs_and_several_are_used(tmp_path: Path) -> None:
@@ -118,16 +119,21 @@ def test_a_job_that_kills_does_not_take_down_with_it_what_is_finished_beside_it(
         assert (tmp_path / "tries").read_text() == "xxx"
 
 
+def assert_closing_waits_for(job: Future[str], pool: WorkerPool, go: Path) -> None:
+    """A job that ends once there is a file, which comes when the pool is closing already, is done as ever."""
+    closing = threading.Thread(target=pool.close, args=(DEADLINE,))
+    closing.start()
+    go.touch()
+    assert job.result(DEADLINE) == "done"
+    closing.join(DEADLINE)
+    assert not closing.is_alive()
+
+
 def test_closing_gives_what_is_being_finished_its_time(tmp_path: Path) -> None:
     pool = WorkerPool(Bench)
     finishing = pool.submit(FinishLater(tmp_path / "go"))
     assert pool.submit(Square(2)).result(DEADLINE) == 4
-    closing = threading.Thread(target=pool.close, args=(DEADLINE,))
-    closing.start()
-    (tmp_path / "go").touch()
-    assert finishing.result(DEADLINE) == "done"
-    closing.join(DEADLINE)
-    assert not closing.is_alive()
+    assert_closing_waits_for(finishing, pool, tmp_path / "go")
 
 
 def test_closing_drops_what_waits_ends_what_runs_and_refuses_what_comes(tmp_path: Path) -> None:
@@ -150,12 +156,7 @@ def test_closing_lets_a_running_job_end_within_its_time(tmp_path: Path) -> None:
     pool = WorkerPool(Bench)
     running = pool.submit(WaitFor(tmp_path / "go"))
     wait_until((tmp_path / "go.begun").exists)
-    closing = threading.Thread(target=pool.close, args=(DEADLINE,))
-    closing.start()
-    (tmp_path / "go").touch()
-    assert running.result(DEADLINE) == "done"
-    closing.join(DEADLINE)
-    assert not closing.is_alive()
+    assert_closing_waits_for(running, pool, tmp_path / "go")
 
 
 def test_a_server_that_cannot_be_made_fails_the_jobs_with_its_own_error() -> None:
