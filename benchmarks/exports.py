@@ -67,10 +67,10 @@ def write_sample(descriptor_file: Path, work: Path, records: int) -> None:
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from esmflow.catalog import ingest
     from esmflow.descriptor import Descriptor
+    from esmflow.inputs.catalog import ingest
     from esmflow.spec import WHOLE, Output
-    from esmflow.store import Space, Store, commit
+    from esmflow.store.store import Space, Store, commit
 
     random = np.random.default_rng(SEED)
     letters = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", dtype=np.uint8)

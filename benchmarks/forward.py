@@ -1,6 +1,6 @@
 """One contender's forward passes with mean pooling, weights loaded and warmed up; prints its figures as JSON.
 
-- esmflow: esmflow.engine.Engine, all of `embed`: packing, tokens, forward passes, pooling, collecting
+- esmflow: esmflow.engine.engine.Engine, all of `embed`: packing, tokens, forward passes, pooling, collecting
 - transformers: EsmModel with sdpa attention on length-sorted padded batches of several token budgets, masked mean over
   residues; tokens are made beforehand
 - fair_esm: fair-esm's ESM2 module on the batches of its extraction script, forward pass only
@@ -23,11 +23,11 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "scripts")]
 
-from esmflow import weights  # noqa: E402
 from esmflow.descriptor import Descriptor  # noqa: E402
-from esmflow.engine import Engine  # noqa: E402
-from esmflow.model import ALPHABET, BOS, EOS, PADDING, Esm, Pack  # noqa: E402
-from esmflow.packs import CPU_TOKENS, plan_packs  # noqa: E402
+from esmflow.engine.engine import Engine  # noqa: E402
+from esmflow.engine.packing import CPU_TOKENS, plan_packs  # noqa: E402
+from esmflow.model import weights  # noqa: E402
+from esmflow.model.trunk import ALPHABET, BOS, EOS, PADDING, Esm, Pack  # noqa: E402
 from esmflow.spec import Output  # noqa: E402
 
 MAX_RESIDUES = 1022

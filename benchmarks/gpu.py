@@ -39,13 +39,13 @@ from forward import pad, padded_batches
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 
-from esmflow import fasta  # noqa: E402
 from esmflow.descriptor import Architecture  # noqa: E402
-from esmflow.device import auto_tokens  # noqa: E402
-from esmflow.engine import Engine  # noqa: E402
-from esmflow.model import ALPHABET, BOS, DTYPES, EOS, Esm  # noqa: E402
+from esmflow.engine.device import auto_tokens  # noqa: E402
+from esmflow.engine.engine import Engine  # noqa: E402
+from esmflow.inputs import fasta  # noqa: E402
+from esmflow.model.trunk import ALPHABET, BOS, DTYPES, EOS, Esm  # noqa: E402
 from esmflow.spec import VECTORS, Output  # noqa: E402
-from esmflow.store import commit  # noqa: E402
+from esmflow.store.store import commit  # noqa: E402
 from random_weights import checkpoint, esm2, proteins, uniprot_like_lengths  # noqa: E402
 
 SHARDS = 20

@@ -24,7 +24,7 @@ import yaml
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 
-from esmflow.fetch import fetch  # noqa: E402
+from esmflow.model.fetch import fetch  # noqa: E402
 from reference import esm2_of_hugging_face  # noqa: E402
 
 EXAMPLES = Path("usr/share/doc/mmseqs2/example-data/DB.fasta.gz")

@@ -1,6 +1,6 @@
 """One contender's forward passes with a model of the 650M shape and random weights; prints its figures as JSON.
 
-- esmflow: esmflow.engine.Engine, all of `embed`, pooling included
+- esmflow: esmflow.engine.engine.Engine, all of `embed`, pooling included
 - fair_esm: fair-esm's ESM2 module on the batches of its extraction script, forward pass only
 Both have the same weights and proteins, and are warmed up on the shortest protein.
 """
@@ -18,10 +18,10 @@ from forward import FAIR_ESM_BUDGET, MAX_RESIDUES, ROOT
 
 sys.path[:0] = [str(ROOT / "tests")]
 
-from esmflow.engine import Engine  # noqa: E402
-from esmflow.model import Esm  # noqa: E402
+from esmflow.engine.engine import Engine  # noqa: E402
+from esmflow.model.trunk import Esm  # noqa: E402
+from esmflow.model.weights import Checkpoint  # noqa: E402
 from esmflow.spec import Output  # noqa: E402
-from esmflow.weights import Checkpoint  # noqa: E402
 from random_weights import SHAPES, checkpoint, shallow  # noqa: E402
 
 Vectors = list[np.ndarray]

@@ -22,10 +22,10 @@ from torch import nn
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 
 import reference  # noqa: E402
-from esmflow import weights  # noqa: E402
-from esmflow.engine import Engine  # noqa: E402
-from esmflow.fetch import fetch  # noqa: E402
-from esmflow.model import Esm, Pack  # noqa: E402
+from esmflow.engine.engine import Engine  # noqa: E402
+from esmflow.model import weights  # noqa: E402
+from esmflow.model.fetch import fetch  # noqa: E402
+from esmflow.model.trunk import Esm, Pack  # noqa: E402
 from esmflow.spec import VECTORS, Output  # noqa: E402
 from random_weights import checkpoint, esm2, proteins, uniprot_like_lengths  # noqa: E402
 

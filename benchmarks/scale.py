@@ -173,7 +173,7 @@ def write_sequences(inputs: Path, work: Path, records: int, keys_per_file: int) 
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from esmflow.catalog import SEQUENCES
+    from esmflow.inputs.catalog import SEQUENCES
 
     random = np.random.default_rng(SEED)
     (work / "sequences").mkdir()
@@ -207,7 +207,7 @@ def commit_keys(inputs: Path, work: Path, name: str, keys: list[bytes], vectors:
     import pyarrow as pa
     from esmflow.descriptor import Descriptor
     from esmflow.spec import WHOLE, Output
-    from esmflow.store import Space, Store, commit
+    from esmflow.store.store import Space, Store, commit
 
     descriptor = Descriptor.load(inputs / "descriptor.json")
     path = Store(work / "store").path(Space(descriptor.sha256, WHOLE, str(SPEC["precision"])), name)
@@ -221,7 +221,7 @@ def write_table_inputs(inputs: Path, work: Path, records: int, keys_per_file: in
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from esmflow.catalog import CATALOG
+    from esmflow.inputs.catalog import CATALOG
 
     random = np.random.default_rng(SEED)
     keys = np.frombuffer(random.bytes(32 * records), "V32")

@@ -12,7 +12,7 @@ sys.path.insert(0, SCRIPTS)
 from esmflow.config import check_config
 from esmflow.errors import EsmflowError
 from esmflow.files import sha256
-from esmflow.samples import read_samples
+from esmflow.inputs.samples import read_samples
 from esmflow.spec import EXPORTS, LETTERS_VERSION, NUMERICS_VERSION, RAGGED, VECTORS, ModelSpec
 
 try:

@@ -8,10 +8,10 @@ from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
-from esmflow.health import visible_gpus
-from esmflow.store import Store
-from esmflow.tasks import StartServer
-from esmflow.worker import work
+from esmflow.store.store import Store
+from esmflow.worker.heartbeat import visible_gpus
+from esmflow.worker.messages import StartServer
+from esmflow.worker.worker import work
 
 
 def main(options: Namespace) -> None:

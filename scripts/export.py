@@ -8,11 +8,12 @@ import json
 from argparse import Namespace
 from pathlib import Path
 
-from esmflow import command, exports
+from esmflow import command
 from esmflow.descriptor import Descriptor
-from esmflow.records import embedded
 from esmflow.spec import ModelSpec
-from esmflow.store import Store
+from esmflow.store.store import Store
+from esmflow.tables import exports
+from esmflow.tables.ordered import embedded
 
 WRITERS = {
     "csv": exports.write_csv,

@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
-from esmflow.fetch import fetch
+from esmflow.model.fetch import fetch
 
 
 def main(options: Namespace) -> None:

@@ -7,7 +7,7 @@ key, status, reason, flags) and the sequences (a Parquet row per valid record: k
 from pathlib import Path
 
 from esmflow import command
-from esmflow.catalog import ingest
+from esmflow.inputs.catalog import ingest
 
 if __name__ == "__main__":
     arguments = command.parser(__doc__)

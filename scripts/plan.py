@@ -10,10 +10,10 @@ from math import inf
 from pathlib import Path
 
 from esmflow import command
-from esmflow.plan import Sizes, plan
-from esmflow.samples import read_samples
+from esmflow.inputs.samples import read_samples
+from esmflow.plan.plan import Sizes, plan
 from esmflow.spec import ModelSpec
-from esmflow.store import Store
+from esmflow.store.store import Store
 
 
 def main(options: Namespace) -> None:

@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
-from esmflow.preflight import Preflight
+from esmflow.plan.preflight import Preflight
 
 
 def main(options: Namespace) -> None:

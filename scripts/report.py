@@ -9,8 +9,8 @@ from pathlib import Path
 
 from esmflow import command
 from esmflow.errors import IncompleteError
-from esmflow.report import write_report
-from esmflow.samples import read_samples
+from esmflow.inputs.samples import read_samples
+from esmflow.report.page import write_report
 from esmflow.spec import ModelSpec
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from esmflow import command
 from esmflow.descriptor import Descriptor
-from esmflow.residues import write_residues
 from esmflow.spec import ModelSpec
-from esmflow.store import Store
+from esmflow.store.store import Store
+from esmflow.tables.residues import write_residues
 
 
 def main(options: Namespace) -> None:

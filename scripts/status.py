@@ -9,9 +9,9 @@ from pathlib import Path
 
 from esmflow import command
 from esmflow.descriptor import Descriptor
-from esmflow.features import write_status
 from esmflow.spec import ModelSpec
-from esmflow.store import Store
+from esmflow.store.store import Store
+from esmflow.tables.features import write_status
 
 
 def main(options: Namespace) -> None:

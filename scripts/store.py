@@ -9,33 +9,34 @@ from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from datetime import UTC, datetime
 from pathlib import Path
 
-from esmflow import command, storekeeping
+from esmflow import command
 from esmflow.errors import ConfigError
 from esmflow.spec import Output
+from esmflow.store import keeping
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def ls(options: Namespace) -> None:
     print("used", "bytes", "sequences", "model", "weights", "treatment", "precision", "outputs", "file", sep="\t")
-    for entry in storekeeping.entries(options.store, options.model):
+    for entry in keeping.entries(options.store, options.model):
         print(line(entry))
 
 
 def stats(options: Namespace) -> None:
     print("model", "weights", "treatment", "precision", "output", "files", "sequences", "bytes", sep="\t")
-    for row in storekeeping.totals(storekeeping.entries(options.store, options.model)):
+    for row in keeping.totals(keeping.entries(options.store, options.model)):
         print(*row, sep="\t")
 
 
 def verify(options: Namespace) -> None:
-    storekeeping.verify(options.store)
+    keeping.verify(options.store)
 
 
 def prune(options: Namespace) -> None:
     if options.keep_bytes is None and options.older_than is None and options.model is None:
         raise ConfigError("prune: give --keep-bytes, --older-than or --model, or all of the store would go")
-    found = storekeeping.prune(
+    found = keeping.prune(
         options.store,
         keep_bytes=options.keep_bytes,
         older_than_days=options.older_than,
@@ -51,33 +52,33 @@ def prune(options: Namespace) -> None:
 
 def get(options: Namespace) -> None:
     for key, length in wanted(options):
-        for entry, row, reason in storekeeping.find(options.store, key, model=options.model, output=options.output):
+        for entry, row, reason in keeping.find(options.store, key, model=options.model, output=options.output):
             about = {"key": key.hex(), "model": entry.model, "treatment": entry.treatment, "precision": entry.precision}
             if reason:
                 print(json.dumps(about | {"reason": reason}))
                 continue
             for output in [options.output] if options.output else sorted(entry.sizes):
-                numbers = storekeeping.values(entry, row, output, length).tolist()
+                numbers = keeping.values(entry, row, output, length).tolist()
                 print(json.dumps(about | {"output": str(output), "embedding": numbers}))
 
 
 def path(options: Namespace) -> None:
     print("file", "row", "outputs", "reason", sep="\t")
     for key, _ in wanted(options):
-        for entry, row, reason in storekeeping.find(options.store, key, model=options.model, output=options.output):
+        for entry, row, reason in keeping.find(options.store, key, model=options.model, output=options.output):
             print(entry.path, row, ",".join(map(str, sorted(entry.sizes))), reason or "", sep="\t")
 
 
 def wanted(options: Namespace) -> list[tuple[bytes, int]]:
     """Key and length of the sequences asked for."""
     if options.residues:
-        return [storekeeping.key_of(options.residues)]
+        return [keeping.key_of(options.residues)]
     if not options.catalog:
         raise ConfigError("--id: give the catalog in which to look it up, --catalog results/catalog/SAMPLE.parquet")
-    return storekeeping.keys_of(options.catalog, options.id)
+    return keeping.keys_of(options.catalog, options.id)
 
 
-def line(entry: storekeeping.Entry) -> str:
+def line(entry: keeping.Entry) -> str:
     fields = [datetime.fromtimestamp(entry.used, UTC).date(), entry.bytes, entry.sequences, entry.model, entry.weights]
     fields += [entry.treatment, entry.precision, ",".join(map(str, sorted(entry.sizes))), entry.path]
     return "\t".join(map(str, fields))

@@ -15,7 +15,7 @@ from Bio import SeqIO
 # Before torch is imported: on a busy machine, OpenMP threads that spin while they wait take a hundred times longer.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from esmflow.fetch import fetch
+from esmflow.model.fetch import fetch
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build"

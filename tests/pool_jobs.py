@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from esmflow.errors import DeviceError
-from esmflow.pool import Report
+from esmflow.worker.pool import Report
 
 
 @dataclass

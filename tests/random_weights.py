@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 from esmflow.descriptor import LETTERS, Architecture
-from esmflow.weights import Checkpoint
+from esmflow.model.weights import Checkpoint
 
 
 def esm2(layers: int, embed_dim: int, heads: int) -> Architecture:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from esmflow.fetch import fetch
 from esmflow.jobs import SHARD, Job, JobModel, Shard
+from esmflow.model.fetch import fetch
 from esmflow.spec import WHOLE, Output
-from esmflow.store import Store
+from esmflow.store.store import Store
 
 
 def sequences(count: int, longest: int, seed: int) -> list[bytes]:

@@ -10,8 +10,8 @@ from typing import Any
 import jsonschema
 
 from esmflow.errors import ConfigError
-from esmflow.source import WheelMember, require_official
 from esmflow.spec import EXPORTS
+from esmflow.weights_source import WheelMember, require_official
 
 _SCHEMA = Path(__file__).parents[2] / "config" / "schemas" / "config.schema.json"
 

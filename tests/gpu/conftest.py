@@ -8,11 +8,11 @@ import psutil
 import pytest
 import random_weights
 import torch
-from esmflow.device import free_memory
-from esmflow.engine import Engine
-from esmflow.model import Esm
+from esmflow.engine.device import free_memory
+from esmflow.engine.engine import Engine
+from esmflow.model.trunk import Esm
+from esmflow.model.weights import Checkpoint
 from esmflow.spec import VECTORS, Output
-from esmflow.weights import Checkpoint
 
 SEQUENCES = [b"M", b"XBZUO", *random_weights.proteins([40, 150, 300])]
 

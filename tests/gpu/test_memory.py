@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import random_weights
 import torch
-from esmflow.device import MOST_TOKENS, auto_tokens, free_memory, require_memory
-from esmflow.engine import Engine
+from esmflow.engine.device import MOST_TOKENS, auto_tokens, free_memory, require_memory
+from esmflow.engine.engine import Engine
 from esmflow.errors import DeviceError
-from esmflow.model import Esm, Pack
-from esmflow.represent import represent
+from esmflow.model.pooling import represent
+from esmflow.model.trunk import Esm, Pack
 from esmflow.spec import VECTORS, Output
 
 SHAPE = random_weights.shallow(random_weights.SHAPES["650M"], 2)
@@ -132,10 +132,10 @@ def test_weights_beyond_the_memory_are_refused_before_they_are_loaded(cuda: torc
 
 LOST = """
 import torch, random_weights
-from esmflow.engine import Engine
+from esmflow.engine.engine import Engine
 from esmflow.errors import DeviceError
-from esmflow.model import Esm
-from esmflow.packs import InlineLoader
+from esmflow.model.trunk import Esm
+from esmflow.engine.packing import InlineLoader
 from esmflow.spec import Output
 device = torch.device("cuda")
 model = Esm(random_weights.checkpoint(random_weights.esm2(1, 64, 4), device), device, precision="fp16")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import SEQUENCES, Known
-from esmflow.attention import KERNELS
-from esmflow.check import LEAST_COSINE, self_check
-from esmflow.device import choose_precision
-from esmflow.engine import Engine
-from esmflow.model import Esm
+from esmflow.engine.device import choose_precision
+from esmflow.engine.engine import Engine
+from esmflow.engine.self_check import LEAST_COSINE, self_check
+from esmflow.model.attention import KERNELS
+from esmflow.model.trunk import Esm
 from esmflow.spec import Output
 
 MODULES = {"flash_attn": "flash_attn", "torch_varlen": "torch.nn.attention.varlen"}

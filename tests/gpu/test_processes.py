@@ -7,15 +7,15 @@ import pytest
 import random_weights
 import torch
 from esmflow.descriptor import Descriptor
-from esmflow.device import free_memory
-from esmflow.engine import Engine
-from esmflow.health import gpu_figures, visible_gpus
-from esmflow.model import Esm
-from esmflow.pool import WorkerPool
-from esmflow.registry import ModelRegistry
-from esmflow.server import Server
+from esmflow.engine.device import free_memory
+from esmflow.engine.engine import Engine
+from esmflow.model.trunk import Esm
 from esmflow.spec import Output
-from esmflow.tasks import Call, Model, StartServer
+from esmflow.worker.heartbeat import gpu_figures, visible_gpus
+from esmflow.worker.messages import Call, Model, StartServer
+from esmflow.worker.pool import WorkerPool
+from esmflow.worker.process import Server
+from esmflow.worker.registry import ModelRegistry
 
 SHAPE = random_weights.shallow(random_weights.SHAPES["650M"], 8)
 MEAN = Output(8, "mean")

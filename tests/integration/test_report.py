@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from esmflow.maps import draw, pca
+from esmflow.report.maps import draw, pca
 from playwright.sync_api import Browser, Page, sync_playwright
 from sklearn.decomposition import PCA
 from workflow import LAYERS, MODEL, Baseline, Workspace, error_line, matrix, plain, script

@@ -24,13 +24,13 @@ import pytest
 import reference
 from esmflow.descriptor import Descriptor
 from esmflow.errors import DataError
-from esmflow.health import Health, Heartbeat
 from esmflow.jobs import Job
-from esmflow.pool import Report, WorkerPool
-from esmflow.server import Server
-from esmflow.store import Store
-from esmflow.tasks import EmbedShard, Model, StartServer, SwitchModel
-from esmflow.worker import Stop, Worker
+from esmflow.store.store import Store
+from esmflow.worker.heartbeat import Health, Heartbeat
+from esmflow.worker.messages import EmbedShard, Model, StartServer, SwitchModel
+from esmflow.worker.pool import Report, WorkerPool
+from esmflow.worker.process import Server
+from esmflow.worker.worker import Stop, Worker
 from worker_jobs import assert_equal, make_job, rows, stored, wanted
 from workflow import DEADLINE, ENVIRONMENT, ROOT, error_line, wait_until, written_times
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from esmflow.config import check_config
 from esmflow.errors import ConfigError
-from esmflow.samples import read_samples
+from esmflow.inputs.samples import read_samples
 
 CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
 MODEL = "esm2_t6_8M_UR50D"

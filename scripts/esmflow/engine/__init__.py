@@ -1,0 +1,1 @@
+"""The engine: sequences in, representations out, on one device."""

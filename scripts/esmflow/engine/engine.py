@@ -1,0 +1,294 @@
+"""The engine: sequences in, representations out, through packs of a fixed token budget.
+
+engine = Engine(Esm(weights.read([path]), torch.device("cuda")))
+ticket = engine.submit([b"MKTAYIAKQR", b"MKV"], [Output(33, "mean")])
+for ticket, embedded in engine.drain():
+    vectors = np.stack(embedded.values[Output(33, "mean")])
+engine.close()
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from esmflow.engine.packing import CPU_TOKENS, InlineLoader, ProcessLoader, plan_packs
+from esmflow.errors import DeviceLostError
+from esmflow.model.pooling import Pieces, Represented, combine, represent
+from esmflow.model.trunk import Esm, Pack
+from esmflow.spec import WHOLE, Output
+from esmflow.treatment import Piece
+from esmflow.treatment import pieces as cut
+
+_NOTHING = np.empty(0, dtype=np.float32)
+#: Packs that are prepared, computed or copied at the same time on a GPU.
+_AHEAD = 4
+
+
+@dataclass
+class Figures:
+    """What an engine has done so far."""
+
+    sequences: int = 0
+    residues: int = 0
+    tokens: int = 0
+    packs: int = 0
+    pack_capacity: int = 0
+    """Tokens that the packs could have held: their budget, or more for a single long sequence."""
+    last_pack_free: int = 0
+    """Free tokens in the emptiest packs, one for each call of `submit`."""
+    splits: int = 0
+    """Packs that did not fit into memory and were split."""
+    waiting_seconds: float = 0.0
+    """Time that the device waited for packs to be made."""
+
+    @property
+    def fill(self) -> float:
+        """Share of the packs' capacity that was filled, but for the last pack of each call."""
+        return self.tokens / max(self.pack_capacity - self.last_pack_free, 1)
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What some sequences have, row by row."""
+
+    values: dict[Output, list[np.ndarray]]
+    """For each output and sequence a float32 array: [embed_dim] for vectors, [residues, embed_dim] for `per_tok`,
+    [residues, 33] for `logits`, [residues, residues] for `contacts`. Not to be used where there is a reason."""
+    reasons: list[str | None]
+    """Why a sequence has nothing; None for those that have all."""
+
+
+@dataclass
+class _Task:
+    """Sequences submitted together, their pieces, and what has come of them."""
+
+    ticket: int
+    sequences: Sequence[bytes]
+    outputs: Sequence[Output]
+    progress: Callable[[int, int, float], None] | None
+    pieces: list[tuple[int, Piece]]
+    tokens: np.ndarray = field(init=False)
+    """int64 [pieces], with BOS and EOS."""
+    wanted: list[Output] = field(init=False)
+    results: Pieces = field(init=False)
+    reasons: list[str | None] = field(init=False)
+    left: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tokens = np.array([piece.stop - piece.start + 2 for _, piece in self.pieces], dtype=np.int64)
+        # The std of a sequence in several pieces needs their means.
+        means = {Output(output.layer, "mean") for output in self.outputs if output.representation == "std"}
+        self.wanted = sorted({*self.outputs, *means})
+        self.results = {output: [_NOTHING] * len(self.pieces) for output in self.wanted}
+        self.reasons = [None] * len(self.sequences)
+        self.left = len(self.pieces)
+
+    def embedded(self, embed_dim: int) -> Embedded:
+        """The results of the sequences from those of their pieces."""
+        firsts = np.flatnonzero(np.diff([row for row, _ in self.pieces], prepend=-1)).tolist()
+        values: Pieces = {output: [] for output in self.outputs}
+        for reason, (first, last) in zip(self.reasons, pairwise([*firsts, len(self.pieces)]), strict=True):
+            kept = [piece.keep_stop - piece.keep_start for _, piece in self.pieces[first:last]]
+            for output in self.outputs:
+                if reason:
+                    values[output].append(_NOTHING if output.ragged else np.full(embed_dim, np.nan, np.float32))
+                else:
+                    means = self.results.get(Output(output.layer, "mean"), [])[first:last]
+                    values[output].append(combine(output, self.results[output][first:last], means, kept))
+        return Embedded(values, self.reasons)
+
+
+class Engine:
+    """Embeds sequences with one model; not to be shared between threads.
+
+    On a CPU, `threads` packs are computed side by side, each by one thread: packs need no synchronisation, so
+    this keeps every core busier than sharing each operation among the cores would. On a GPU, packs are made ahead of
+    the device by processes, and results are copied back while the next pack is computed.
+
+    `exact` gives the same model in float32, for what is not finite in 16 bit; it is called when it is first needed.
+    """
+
+    def __init__(
+        self,
+        model: Esm,
+        *,
+        tokens_per_pack: int = CPU_TOKENS,
+        threads: int = 1,
+        exact: Callable[[], Esm] | None = None,
+        loader: InlineLoader | ProcessLoader | None = None,
+    ) -> None:
+        on_gpu = model.device.type == "cuda"
+        self.model = model
+        self.tokens_per_pack = tokens_per_pack
+        self.threads = threads
+        self.figures = Figures()
+        self._exact, self._exact_model = exact, None if exact else model
+        self._loader = loader or (ProcessLoader() if on_gpu else InlineLoader())
+        self._stream = torch.cuda.Stream(model.device) if on_gpu else None  # type: ignore[no-untyped-call]
+        # Packs differ in time: a thread that is done with one should find the next.
+        self._ahead = _AHEAD if on_gpu else 2 * threads
+        self._compute = ThreadPoolExecutor(1 if on_gpu else threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._waiting: deque[tuple[_Task, np.ndarray]] = deque()
+        self._running: deque[tuple[_Task, np.ndarray, Future[Represented]]] = deque()
+        self._tickets = 0
+
+    def submit(
+        self,
+        sequences: Sequence[bytes],
+        outputs: Sequence[Output],
+        treatment: str = WHOLE,
+        progress: Callable[[int, int, float], None] | None = None,
+    ) -> int:
+        """Take sequences (upper-case residue letters, at least one each) to be embedded; returns their ticket.
+
+        `progress` is called for each finished pack with its sequences, residues and FLOPs.
+        """
+        pieces = [(row, piece) for row, residues in enumerate(sequences) for piece in cut(len(residues), treatment)]
+        self._tickets += 1
+        task = _Task(self._tickets, sequences, outputs, progress, pieces)
+        packs = plan_packs(task.tokens, self.tokens_per_pack)
+        self._waiting += [(task, members) for members in packs]
+        used = [int(task.tokens[members].sum()) for members in packs]
+        capacity = [max(self.tokens_per_pack, tokens_used) for tokens_used in used]
+        self.figures.packs += len(packs)
+        self.figures.pack_capacity += sum(capacity)
+        self.figures.last_pack_free += max((c - u for c, u in zip(capacity, used, strict=True)), default=0)
+        return task.ticket
+
+    def step(self) -> list[tuple[int, Embedded]]:
+        """Go on by one pack; returns what is finished with it, as (ticket, result), in the order of submission.
+
+        A pack for which memory does not suffice is split, and later packs are made smaller; a single sequence that
+        does not fit gets a reason. So does one that is not finite even alone and in float32.
+        Raises DeviceLostError if the device, or a process that makes packs for it, is lost.
+        """
+        while self._waiting and len(self._running) < self._ahead:
+            self._launch(*self._waiting.popleft())
+        if not self._running:
+            return []
+        task, members, future = self._running.popleft()
+        found = self._outcome(future)
+        # What an exception in the future holds is to be free before a failed pack is tried again.
+        del future
+        if found is not None:
+            self._take(task, members, found)
+        elif len(members) > 1:
+            self._split(task, members)
+        else:
+            row, piece = task.pieces[members[0]]
+            task.reasons[row] = f"out of memory: {piece.stop - piece.start} residues in one pass"
+            self._finish(task, members)
+        return [] if task.left else [(task.ticket, task.embedded(self.model.architecture.embed_dim))]
+
+    def drain(self) -> Iterator[tuple[int, Embedded]]:
+        """Step until nothing is left."""
+        while self._waiting or self._running:
+            yield from self.step()
+
+    def embed(self, sequences: Sequence[bytes], outputs: Sequence[Output], treatment: str = WHOLE) -> Embedded:
+        """Submit and drain, for an engine that has nothing else in hand."""
+        self.submit(sequences, outputs, treatment)
+        [(_, embedded)] = self.drain()
+        return embedded
+
+    def exact(self) -> Esm:
+        """The model in float32."""
+        if self._exact_model is None and self._exact is not None:
+            self._exact_model = self._exact()
+        return self._exact_model or self.model
+
+    def close(self) -> None:
+        """End threads and processes; what is not finished is dropped."""
+        self._waiting.clear()
+        self._compute.shutdown(cancel_futures=True)
+        self._loader.close()
+
+    def _launch(self, task: _Task, members: np.ndarray) -> None:
+        tokens = task.tokens[members]
+        if tokens.sum() > self.tokens_per_pack and len(members) > 1:
+            packs = [members[chosen] for chosen in plan_packs(tokens, self.tokens_per_pack)]
+            self._waiting.extendleft((task, pack) for pack in reversed(packs[1:]))
+            members = packs[0]
+        loaded = self._loader.load(*_stretches(task, members))
+        self._running.append((task, members, self._compute.submit(self._represent, loaded, task.wanted)))
+
+    def _represent(self, pack: Future[Pack], wanted: Sequence[Output]) -> Represented:
+        start = time.monotonic()
+        ready = pack.result()
+        self.figures.waiting_seconds += time.monotonic() - start
+        return represent(self.model, ready, wanted, self._stream)
+
+    def _outcome(self, future: Future[Represented]) -> Pieces | None:
+        """A pack's results; None if memory did not suffice, for which PyTorch has no exception of its own on a CPU."""
+        try:
+            return future.result().get()
+        except (torch.OutOfMemoryError, MemoryError):
+            return None
+        except torch.AcceleratorError as error:
+            raise self._lost(error) from error
+        except BrokenProcessPool as error:
+            raise self._lost(error) from error
+        except RuntimeError as error:
+            if "can't allocate memory" in str(error):
+                return None
+            raise
+
+    def _lost(self, error: Exception) -> DeviceLostError:
+        reason = str(error).strip().partition("\n")[0]
+        return DeviceLostError(
+            f"{self.model.device}: lost, or a process that makes packs for it ({reason}); "
+            "run again, on another device if it recurs"
+        )
+
+    def _split(self, task: _Task, members: np.ndarray) -> None:
+        """Go on with smaller packs."""
+        self.figures.splits += 1
+        self.tokens_per_pack = max(int(task.tokens[members].sum()) // 2, 1)
+        self._waiting.appendleft((task, members))
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _take(self, task: _Task, members: np.ndarray, found: Pieces) -> None:
+        for place, member in enumerate(members):
+            values = {output: results[place] for output, results in found.items()}
+            if not _finite(values):
+                alone = represent(self.exact(), Pack.of(*_stretches(task, members[[place]])), task.wanted).get()
+                values = {output: results[0] for output, results in alone.items()}
+                if not _finite(values):
+                    task.reasons[task.pieces[member][0]] = "non-finite representation"
+            for output, value in values.items():
+                task.results[output][member] = value
+        self._finish(task, members)
+
+    def _finish(self, task: _Task, members: np.ndarray) -> None:
+        pieces = [task.pieces[member][1] for member in members]
+        tokens = task.tokens[members]
+        sequences = sum(piece.start == 0 for piece in pieces)
+        residues = sum(piece.keep_stop - piece.keep_start for piece in pieces)
+        task.left -= len(members)
+        self.figures.sequences += sequences
+        self.figures.residues += residues
+        self.figures.tokens += int(tokens.sum())
+        if task.progress:
+            depth = max(output.layer for output in task.outputs)
+            task.progress(sequences, residues, float(self.model.architecture.flops(tokens, depth).sum()))
+
+
+def _stretches(task: _Task, members: np.ndarray) -> tuple[list[bytes], list[tuple[int, int]]]:
+    """What `Pack.of` takes for these pieces."""
+    chosen = [task.pieces[member] for member in members]
+    return (
+        [task.sequences[row][piece.start : piece.stop] for row, piece in chosen],
+        [(piece.keep_start - piece.start, piece.keep_stop - piece.start) for _, piece in chosen],
+    )
+
+
+def _finite(values: dict[Output, np.ndarray]) -> bool:
+    return all(np.isfinite(value).all() for value in values.values())

@@ -1,0 +1,1 @@
+"""What people bring: sample sheets and FASTA files, brought into catalogs."""

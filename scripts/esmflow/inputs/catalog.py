@@ -1,0 +1,121 @@
+"""The catalog: one row per record of a sample, and beside it the residues of its valid records."""
+
+import logging
+from collections.abc import Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from esmflow import files
+from esmflow.errors import DataError
+from esmflow.inputs import fasta
+from esmflow.progress import Progress
+
+CATALOG = pa.schema(
+    [
+        pa.field("index", pa.int64(), nullable=False),
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("description", pa.string(), nullable=False),
+        pa.field("length", pa.int32(), nullable=False),
+        pa.field("key", pa.binary(32)),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("flags", pa.string(), nullable=False),
+    ]
+)
+SEQUENCES = pa.schema(
+    [
+        pa.field("key", pa.binary(32), nullable=False),
+        pa.field("length", pa.int32(), nullable=False),
+        pa.field("residues", pa.binary(), nullable=False),
+    ]
+)
+_BATCH_RECORDS = 50_000
+_BATCH_RESIDUES = 16 << 20
+_LISTED = 20
+
+log = logging.getLogger(__name__)
+
+
+class _TableWriter:
+    """Collects rows as columns and writes them as row groups, so that memory stays constant."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._schema = schema
+        self._columns: list[list[object]] = [[] for _ in schema]
+
+    def add(self, row: tuple[object, ...]) -> None:
+        for column, value in zip(self._columns, row, strict=True):
+            column.append(value)
+
+    def flush(self) -> None:
+        self._writer.write_batch(
+            pa.record_batch(
+                [pa.array(c, f.type) for c, f in zip(self._columns, self._schema, strict=True)], self._schema
+            )
+        )
+        for column in self._columns:
+            column.clear()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def ingest(sample: str, fastas: Iterable[Path], catalog: Path, sequences: Path, *, fail_on_invalid: bool) -> None:
+    """Stream FASTA files into a sample's catalog and its file of sequences, in constant memory.
+
+    `catalog` gets one row per record, in file order: status is `valid`, or `skipped` with a reason; length is in
+    residues after cleaning (0 if skipped). `sequences` gets (key, length, residues) of each valid record.
+
+    Raises DataError if a file is no FASTA or is damaged, or, with `fail_on_invalid`, if any record is invalid.
+    """
+    invalid: list[str] = []
+    records = skipped = residues = buffered = 0
+    progress = Progress(log)
+    with ExitStack() as stack:
+        tables = []
+        for path, schema in ((catalog, CATALOG), (sequences, SEQUENCES)):
+            table = _TableWriter(stack.enter_context(files.atomic(path)), schema)
+            stack.callback(table.close)
+            tables.append(table)
+        catalog_table, sequence_table = tables
+        for path in fastas:
+            before = records
+            for raw in fasta.read(path):
+                record = fasta.clean(raw)
+                length = len(record.residues)
+                flags = ",".join(record.flags)
+                if record.reason is None:
+                    key = record.key
+                    catalog_table.add((records, record.id, record.description, length, key, "valid", None, flags))
+                    sequence_table.add((key, length, record.residues))
+                else:
+                    catalog_table.add(
+                        (records, record.id, record.description, 0, None, "skipped", record.reason, flags)
+                    )
+                    skipped += 1
+                    if len(invalid) < _LISTED:
+                        invalid.append(f"{path}:{raw.line}: {record.id or '(no id)'}: {record.reason}")
+                records += 1
+                residues += length
+                buffered += length + len(raw.header)
+                if records % _BATCH_RECORDS == 0 or buffered > _BATCH_RESIDUES:
+                    for table in tables:
+                        table.flush()
+                    buffered = 0
+                    progress.report(f"{records:,} records, {residues:,} residues")
+            if records == before:
+                log.warning("%s: no records in this file", path)
+        if invalid and fail_on_invalid:
+            for line in invalid:
+                log.error("%s", line)
+            raise DataError(
+                f"sample {sample}: {skipped:,} of {records:,} records are invalid (the first {len(invalid)} are listed "
+                "above); mend the FASTA or set 'invalid: skip'"
+            )
+        for table in tables:
+            table.flush()
+    log.info("%s: %s records, %s skipped, %s residues", sample, f"{records:,}", f"{skipped:,}", f"{residues:,}")

@@ -1,0 +1,135 @@
+"""The report's plots, and what they are as HTML."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import plotly.io
+
+from esmflow.report.maps import Drawn
+
+#: Samples with a colour of their own.
+_COLOURS = 10
+_LAYOUT = {"template": "plotly_white", "height": 420, "margin": {"l": 70, "r": 30, "t": 30, "b": 60}}
+
+
+def protein_map(drawn: Drawn, place: np.ndarray, across: str, up: str) -> go.Figure:
+    """Points that can be coloured by sample or by length. place: float [proteins, 2]; across, up: axis titles."""
+    names = list(dict.fromkeys(drawn.samples))
+    common = {
+        "mode": "markers",
+        "hovertemplate": "%{customdata[0]}<br>%{customdata[1]}: %{customdata[2]:,} residues<extra></extra>",
+    }
+    data = np.array(
+        list(zip(map(_plain, drawn.ids), map(_plain, drawn.samples), drawn.lengths.tolist(), strict=True)), object
+    )
+    figure = go.Figure()
+    groups = _groups(names)
+    for title, members in groups:
+        own = np.isin(drawn.samples, members)
+        figure.add_scatter(
+            x=place[own, 0], y=place[own, 1], customdata=data[own], name=title, marker={"size": 5}, **common
+        )
+    colour = {"size": 5, "color": np.log10(drawn.lengths), "colorscale": "Viridis", "showscale": True}
+    ticks = [50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 35000]
+    colour["colorbar"] = {
+        "title": "residues",
+        "tickvals": np.log10(ticks).tolist(),
+        "ticktext": [f"{n:,}" for n in ticks],
+    }
+    figure.add_scatter(
+        x=place[:, 0], y=place[:, 1], customdata=data, name="length", marker=colour, visible=False, **common
+    )
+    buttons = [
+        {"label": label, "method": "update", "args": [{"visible": visible}, {"showlegend": label == "by sample"}]}
+        for label, visible in (
+            ("by sample", [True] * len(groups) + [False]),
+            ("by length", [False] * len(groups) + [True]),
+        )
+    ]
+    menu = {"buttons": buttons, "type": "buttons", "direction": "right", "x": 0, "xanchor": "left", "y": 1.12}
+    return figure.update_layout(
+        **_LAYOUT | {"height": 620, "margin": {"l": 70, "r": 30, "t": 70, "b": 60}},
+        updatemenus=[menu],
+        xaxis={"title": across},
+        yaxis={"title": up, "scaleanchor": "x"} if across.startswith("PC") else {"title": up},
+        showlegend=True,
+    )
+
+
+def lengths_plot(samples: Mapping[str, Mapping[int, int]]) -> go.Figure:
+    """Records by length, in bins of equal width on a logarithmic scale. samples: how many have each length."""
+    found = {length for lengths in samples.values() for length in lengths} or {1}
+    edges = np.geomspace(min(found), max(found) + 1, 60)
+    middles = np.sqrt(edges[:-1] * edges[1:])
+    hover = [f"{np.ceil(a):,.0f} to {np.ceil(b) - 1:,.0f} residues" for a, b in pairwise(edges)]
+    figure = go.Figure()
+    for title, members in _groups(list(samples)):
+        lengths = [length for name in members for length in samples[name]]
+        weights = [count for name in members for count in samples[name].values()]
+        counts, _ = np.histogram(lengths, edges, weights=weights)
+        figure.add_bar(
+            x=middles,
+            y=counts,
+            width=np.diff(edges),
+            name=title,
+            customdata=hover,
+            hovertemplate="%{customdata}: %{y:,} records",
+        )
+    return figure.update_layout(
+        **_LAYOUT,
+        barmode="stack",
+        bargap=0,
+        xaxis={"title": "length in residues", "type": "log"},
+        yaxis={"title": "records"},
+        showlegend=True,
+    )
+
+
+def seconds_plot(receipts: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """How long each job took, and for what, in the order given."""
+    jobs, own = [receipt["job"] for receipt in receipts], [receipt["figures"] for receipt in receipts]
+    start = np.array([figures["startup_seconds"] for figures in own])
+    computing = np.array([figures["computing_seconds"] / max(figures["processes"], 1) for figures in own])
+    other = np.array([figures["seconds"] for figures in own]) - start - computing
+    figure = go.Figure()
+    for title, seconds in (("start", start), ("computing", computing), ("other", other.clip(min=0))):
+        figure.add_bar(x=jobs, y=seconds, name=title, hovertemplate="%{x}: %{y:,.1f} s")
+    return figure.update_layout(
+        **_LAYOUT, barmode="stack", xaxis={"title": "job", "type": "category"}, yaxis={"title": "seconds"}
+    )
+
+
+def balance_plot(receipts: Sequence[Mapping[str, Any]]) -> go.Figure:
+    """What each job had to compute, dearest first."""
+    costs = {receipt["job"]: sum(use["flops"] for use in receipt["models"].values()) / 1e12 for receipt in receipts}
+    ordered = sorted(costs.items(), key=lambda item: -item[1])
+    figure = go.Figure()
+    figure.add_bar(
+        x=[name for name, _ in ordered], y=[cost for _, cost in ordered], hovertemplate="%{x}: %{y:,.2f} TFLOP"
+    )
+    return figure.update_layout(
+        **_LAYOUT, xaxis={"title": "job", "type": "category"}, yaxis={"title": "computed, TFLOP"}
+    )
+
+
+def _groups(samples: list[str]) -> list[tuple[str, list[str]]]:
+    """Samples with a colour of their own, then all others together: (name as Plotly shows it, samples)."""
+    groups = [(_plain(name), [name]) for name in samples[:_COLOURS]]
+    others = samples[_COLOURS:]
+    return [*groups, (f"{len(others)} more samples", others)] if others else groups
+
+
+def _plain(text: str) -> str:
+    """Text that Plotly, which takes some HTML, shows as it is."""
+    return escape(text, quote=False)
+
+
+def fragment(name: str, figure: go.Figure) -> str:
+    """A plot as HTML, an element of that name; Plotly's code is not in it."""
+    options = {"displaylogo": False, "responsive": True}
+    html = plotly.io.to_html(figure, full_html=False, include_plotlyjs=False, div_id=name, config=options)
+    return str(html)

@@ -1,0 +1,1 @@
+"""The store of embeddings: content-addressed, sealed, shared by runs."""

@@ -1,0 +1,182 @@
+"""Exports: a sample's records and their values in the layouts that other programs read, written in constant memory."""
+
+import csv
+import gzip
+import hashlib
+import re
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+
+from esmflow import files
+from esmflow.tables.ordered import Records
+
+#: Bytes; the name of a file may have 255 with its ending.
+_LONGEST_NAME = 240
+_UNSAFE = re.compile(r"[/%\x00-\x1f\x7f]")
+#: SQL: the accession in an ID of UniProt's FASTA files, else the ID.
+_ACCESSION = r"coalesce(nullif(regexp_extract(id, '^(?:sp|tr)\|([^|]+)\|', 1), ''), id)"
+#: SQL: the header as fair-esm gives it, but for white space between ID and description, which is one blank.
+_LABEL = "trim(id || ' ' || description)"
+
+
+def write_csv(records: Records, table: Path) -> None:
+    """Write `id`, `length` and a column per component, `e0` and so on, as CSV compressed with gzip."""
+    fields = [("id", pa.string()), ("length", pa.int32())]
+    schema = pa.schema([*fields, *((f"e{number}", pa.float32()) for number in range(records.embed_dim))])
+    with (
+        files.atomic(table) as temporary,
+        temporary.open("wb") as raw,
+        gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file,
+        pa.csv.CSVWriter(file, schema) as writer,
+    ):
+        for batch, vectors in records.batches("id", "length"):
+            columns = [batch["id"], batch["length"], *map(pa.array, np.ascontiguousarray(vectors.T))]
+            writer.write_batch(pa.record_batch(columns, schema))
+
+
+def write_npy(records: Records, array: Path, ids: Path) -> None:
+    """Write the vectors as float32 [records, embed_dim] for `numpy.load`, and the IDs as text, one per line."""
+    header = {"descr": "<f4", "fortran_order": False, "shape": (records.count, records.embed_dim)}
+    with ExitStack() as stack:
+        vector_file, id_file = (
+            stack.enter_context(stack.enter_context(files.atomic(target)).open("wb")) for target in (array, ids)
+        )
+        np.lib.format.write_array_header_1_0(vector_file, header)
+        for batch, vectors in records.batches("id"):
+            vector_file.write(vectors.data)
+            id_file.write("".join(f"{identifier}\n" for identifier in batch["id"].to_pylist()).encode())
+
+
+def write_uniprot_h5(records: Records, target: Path) -> None:
+    """Write UniProt's layout: HDF5 with a dataset per protein, its name the accession.
+
+    The accession is that of an ID such as `sp|P12345|NAME`, else the whole ID, made a name by `safe_name`; the
+    attribute `original_id` has the ID as it stands. The root's attribute `model_name` is the model's in the config.
+    """
+    [(output, metadata)] = records.metadata.items()
+    with files.atomic(target) as temporary, h5py.File(temporary, "w") as file:
+        for row, values in records.rows("id", f"{_ACCESSION} AS name", _repeat(_ACCESSION)):
+            dataset = file.create_dataset(safe_name(row["name"], row["repeat"]), data=values[output])
+            dataset.attrs["original_id"] = row["id"]
+        file.attrs["model_name"] = metadata["esmflow.model"]
+        file.attrs.update(metadata)
+
+
+def write_fair_esm_pt(records: Records, directory: Path) -> None:
+    """Write what fair-esm's extract script leaves in its output directory: a file `{label}.pt` per record.
+
+    The label is the FASTA header; `safe_name` makes it the name of the file. A file holds a dictionary with `label`
+    and, of `representations`, `mean_representations`, `bos_representations` (each by layer) and `contacts`, what
+    was asked for.
+    """
+    import torch  # The other exports do without, and its import takes longer than they do for a small sample.
+
+    names = {"per_tok": "representations", "mean": "mean_representations", "bos": "bos_representations"}
+    with files.atomic_directory(directory) as work:
+        for row, values in records.rows(f"{_LABEL} AS label", _repeat(_LABEL)):
+            result: dict[str, Any] = {"label": row["label"]}
+            for output, value in values.items():
+                if output.representation == "contacts":
+                    result["contacts"] = torch.from_numpy(value)
+                else:
+                    by_layer = result.setdefault(names[output.representation], {})
+                    by_layer[output.layer] = torch.from_numpy(value)
+            with (work / f"{safe_name(row['label'], row['repeat'])}.pt").open("xb") as file:
+                torch.save(result, file)
+
+
+def write_bio_embeddings(records: Records, embeddings: Path, mapping: Path) -> None:
+    """Write the layout of bio_embeddings: HDF5 with a dataset per sequence, its name the MD5 of the residues.
+
+    The attribute `original_id` has the ID of the first record with that sequence. `mapping` lists all records: MD5, ID
+    and length.
+    """
+    [output] = records.metadata
+    with ExitStack() as stack:
+        h5 = stack.enter_context(h5py.File(stack.enter_context(files.atomic(embeddings)), "w"))
+        text = stack.enter_context(files.atomic(mapping)).open("w", encoding="utf-8", newline="")
+        writer = csv.writer(stack.enter_context(text), lineterminator="\n")
+        writer.writerow(["", "original_id", "sequence_length"])
+        for row, values in records.rows("md5", "id", "length", _repeat("md5")):
+            writer.writerow([row["md5"], row["id"], row["length"]])
+            if row["repeat"] == 1:
+                h5.create_dataset(row["md5"], data=values[output]).attrs["original_id"] = row["id"]
+
+
+def write_anndata(records: Records, target: Path) -> None:
+    """Write AnnData's file format (https://anndata.readthedocs.io, "On-disk format"): `X` are the vectors.
+
+    `obs` has the records with `id`, `description` and `length`; its index is the ID, `numbered` where it comes again.
+    `uns` has under `esmflow` what made the numbers.
+    """
+    [metadata] = records.metadata.values()
+    with files.atomic(target) as temporary, h5py.File(temporary, "w") as file:
+        _encode(file, "anndata", "0.1.0")
+        x = _encode(file.create_dataset("X", (records.count, records.embed_dim), np.float32), "array")
+        obs = _frame(file, "obs", ["id", "description", "length"])
+        index, id_, description = (
+            _encode(obs.create_dataset(name, records.count, h5py.string_dtype()), "string-array")
+            for name in ("_index", "id", "description")
+        )
+        lengths = _encode(obs.create_dataset("length", records.count, np.int32), "array")
+        done = 0
+        for batch, vectors in records.batches("id", "description", "length", _repeat("id")):
+            rows = slice(done, done := done + len(batch))
+            x[rows] = vectors
+            lengths[rows] = batch["length"].to_numpy()
+            ids = batch["id"].to_pylist()
+            index[rows] = list(map(numbered, ids, batch["repeat"].to_pylist()))
+            id_[rows] = ids
+            description[rows] = batch["description"].to_pylist()
+        var = _frame(file, "var", [])
+        components = [str(number) for number in range(records.embed_dim)]
+        _encode(var.create_dataset("_index", data=components, dtype=h5py.string_dtype()), "string-array")
+        uns = _encode(file.create_group("uns"), "dict", "0.1.0")
+        provenance = _encode(uns.create_group("esmflow"), "dict", "0.1.0")
+        for name, value in metadata.items():
+            _encode(provenance.create_dataset(name.removeprefix("esmflow."), data=value), "string")
+
+
+def safe_name(text: str, repeat: int = 1) -> str:
+    """A name for a file or an HDF5 dataset: `/`, `%`, control characters and names of dots become `%XX`, as in URLs.
+
+    The original comes back by `urllib.parse.unquote`, after what `numbered` added has been cut off. A name that is too
+    long for a file system is cut and ends with `%+` and 16 digits of its SHA-256.
+    """
+    name = _UNSAFE.sub(lambda match: f"%{ord(match[0]):02X}", text)
+    if not name.strip("."):
+        name = name.replace(".", "%2E")
+    if len(name.encode()) > _LONGEST_NAME:
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        name = f"{name.encode()[: _LONGEST_NAME - 40].decode(errors='ignore')}%+{digest}"
+    return numbered(name, repeat)
+
+
+def numbered(name: str, repeat: int) -> str:
+    """The name, for the second record that bears it `NAME%-2`, and so on."""
+    return name if repeat == 1 else f"{name}%-{repeat}"
+
+
+def _repeat(column: str) -> str:
+    """SQL: `repeat`, which is 1 for the first record with that value of a column, 2 for the second."""
+    return f"row_number() OVER (PARTITION BY {column} ORDER BY index) AS repeat"
+
+
+def _encode(element: Any, kind: str, version: str = "0.2.0") -> Any:
+    """Say of an HDF5 group or dataset what it is to AnnData."""
+    element.attrs["encoding-type"], element.attrs["encoding-version"] = kind, version
+    return element
+
+
+def _frame(file: h5py.File, name: str, columns: list[str]) -> Any:
+    """An empty data frame of AnnData's, with `_index`."""
+    frame = _encode(file.create_group(name), "dataframe")
+    frame.attrs["_index"] = "_index"
+    frame.attrs["column-order"] = np.array(columns, dtype=h5py.string_dtype())
+    return frame

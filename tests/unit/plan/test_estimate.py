@@ -1,0 +1,138 @@
+"""Estimates of worker jobs: from receipts where there are some, and never less memory than a real worker takes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import reference
+from esmflow.errors import DataError, DeviceError, WriteError
+from esmflow.inputs.catalog import ingest
+from esmflow.model import weights
+from esmflow.plan.estimate import ASSUMED_RATES, rate
+from esmflow.plan.plan import Sizes, plan
+from esmflow.plan.preflight import Preflight
+from esmflow.spec import ModelSpec
+from esmflow.store.store import Store
+from workflow import script
+
+SIZES = Sizes(target_minutes=5, max_jobs=2, gpus_per_job=0, threads=2, tokens_per_pack=None)
+PROTEINS = [("ACDEFGHIKLMNPQRSTVWY" * 20)[start : start + 300] for start in range(20)]
+
+
+def receipt(model: str, flops_per_second: float, seconds: float, device: str = "cpu", precision: str = "fp32") -> Any:
+    use = {"flops": flops_per_second * seconds, "computing_seconds": seconds, "device": device, "precision": precision}
+    return {"models": {model: use}, "figures": {"processes": 1}, "serves": []}
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda")])
+def test_without_receipts_the_rate_is_the_tables(gpus: int, device: str) -> None:
+    found = rate([], "m", "fp32", gpus)
+    assert found == (device, ASSUMED_RATES[device, "fp32"], False)
+
+
+def test_two_gpus_are_taken_to_be_twice_as_fast_as_one() -> None:
+    assert rate([], "m", "auto", 2).flops_per_second == 2 * rate([], "m", "auto", 1).flops_per_second
+
+
+def test_the_measured_rate_is_all_work_over_all_seconds_of_the_models_own_receipts() -> None:
+    receipts = [receipt("m", 4e10, 100), receipt("m", 1e10, 300), receipt("other", 9e12, 1000)]
+    assert rate(receipts, "m", "auto", 0) == ("cpu", (4e10 * 100 + 1e10 * 300) / 400, True)
+
+
+def test_a_new_model_is_taken_to_be_as_fast_as_the_others_at_its_precision() -> None:
+    receipts = [receipt("other", 4e13, 10, "cuda:0", "fp16"), receipt("other", 1e13, 10, "cuda:0", "fp32")]
+    assert rate(receipts, "new", "auto", 1) == ("cuda", 4e13, True)
+    assert rate(receipts, "new", "fp32", 1) == ("cuda", 1e13, True)
+    assert not rate(receipts, "new", "bf16", 1).measured
+
+
+def test_receipts_without_figures_of_a_model_tell_nothing() -> None:
+    assert not rate([{"models": {}, "figures": {"processes": 0}, "serves": []}], "m", "auto", 0).measured
+
+
+def test_where_all_jobs_found_no_gpu_the_next_will_find_none() -> None:
+    assert rate([receipt("m", 5e10, 60)], "m", "auto", 1) == ("cpu", 5e10, True)
+    assert rate([receipt("m", 5e10, 60), receipt("m", 5e13, 60, "cuda", "fp16")], "m", "auto", 1) == (
+        "cuda",
+        5e13,
+        True,
+    )
+
+
+def planned(directory: Path, representations: tuple[str, ...], store: Path | None = None) -> dict[str, dict[str, Any]]:
+    """The jobs of plan.json for one sample and a tiny model."""
+    (directory / "a.fasta").write_text("".join(f">p{n}\n{residues}\n" for n, residues in enumerate(PROTEINS)))
+    sequences = directory / "a.parquet"
+    ingest("a", [directory / "a.fasta"], directory / "catalog.parquet", sequences, fail_on_invalid=True)
+    reference.tiny_esm2(directory / "tiny.pt")
+    weights.describe("m", directory / "tiny.pt").save(directory / "m.json")
+    spec = ModelSpec("m", (-1,), representations, "truncate", 1022, 0, "auto")
+    models = {"m": directory / "m.json"}
+    receipts = directory / "receipts"
+    plan([spec], models, {"a": sequences}, Store(store or directory / "store"), receipts, directory / "plan", SIZES)
+    return dict(json.loads((directory / "plan" / "plan.json").read_text())["jobs"])
+
+
+def test_the_plan_takes_the_time_of_a_job_from_the_rate_of_earlier_ones(tmp_path: Path) -> None:
+    [first] = planned(tmp_path, ("mean",)).values()
+    (tmp_path / "receipts").mkdir()
+    content = receipt("m", first["cost"] / 3600, 7.0)
+    (tmp_path / "receipts" / "earlier.json").write_text(json.dumps(content))
+    [second] = planned(tmp_path, ("mean",)).values()
+    assert 60 < second["minutes"] < 61
+    assert first["minutes"] < 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"models": {}}'])
+def test_a_damaged_receipt_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "receipts").mkdir()
+    (tmp_path / "receipts" / "earlier.json").write_text(content)
+    with pytest.raises(DataError, match=r"receipts/earlier\.json: receipt is damaged"):
+        planned(tmp_path, ("mean",))
+
+
+@pytest.mark.parametrize("representations", [("mean",), ("per_tok",), ("contacts",)])
+def test_a_worker_takes_no_more_memory_than_the_plan_says(tmp_path: Path, representations: tuple[str, ...]) -> None:
+    [(name, job)] = planned(tmp_path, representations).items()
+    arguments = [
+        "--job",
+        f"plan/jobs/{name}.json",
+        "--store",
+        "store",
+        "--receipt",
+        "receipts/r.json",
+        "--heartbeats",
+        "beats",
+    ]
+    assert script("embed", *arguments, "--threads", "2", cwd=tmp_path).returncode == 0
+    peak = json.loads((tmp_path / "receipts/r.json").read_text())["figures"]["peak_memory_bytes"]
+    assert job["memory_mb"] / 4 < peak / 2**20 <= job["memory_mb"]
+
+
+def test_the_preflight_adds_up_what_is_to_be_written(tmp_path: Path) -> None:
+    [job] = planned(tmp_path, ("mean", "per_tok")).values()
+    preflight = json.loads((tmp_path / "plan" / "plan.json").read_text())["preflight"]
+    numbers = 48 * (len(PROTEINS) + sum(map(len, PROTEINS)))
+    unique = 48 * (len(set(PROTEINS)) + sum(map(len, set(PROTEINS))))
+    assert len(set(PROTEINS)) == len(PROTEINS)
+    assert (preflight["store_bytes"], preflight["table_bytes"]) == (4 * unique, 4 * numbers)
+    assert (preflight["jobs"], preflight["sequences"]) == (1, len(PROTEINS))
+    assert preflight["device_hours"] == pytest.approx(job["minutes"] / 60, abs=1e-3)
+    assert preflight["measured"] is False
+
+
+def test_a_store_that_does_not_fit_on_its_disk_ends_the_plan(tmp_path: Path, small_disk: Path) -> None:
+    with pytest.raises(WriteError, match=r"disk/store: the run needs about 1\.\d MiB"):
+        planned(tmp_path, ("per_tok",), small_disk / "store")
+    assert not (tmp_path / "plan").exists()
+    assert len(planned(tmp_path, ("mean",), small_disk / "store")) == 1
+
+
+def test_weights_beyond_the_memory_of_this_machine_end_a_plan_whose_jobs_run_here(tmp_path: Path) -> None:
+    huge = Preflight(1, 1, "cpu", 1.0, 60.0, False, 1000, 1 << 60, 0, 0)
+    with pytest.raises(DeviceError, match="memory"):
+        huge.require_room(tmp_path, tmp_path, local=True)
+    huge.require_room(tmp_path, tmp_path, local=False)
+    replace(huge, device="cuda").require_room(tmp_path, tmp_path, local=True)

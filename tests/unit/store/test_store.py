@@ -1,0 +1,147 @@
+"""What the store gives back: what was committed, whole, or nothing."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from esmflow import database
+from esmflow.descriptor import Architecture, Descriptor
+from esmflow.errors import DataError, IncompleteError, WriteError
+from esmflow.inputs.catalog import ingest
+from esmflow.jobs import Job, JobModel, Shard
+from esmflow.spec import WHOLE, ModelSpec, Output
+from esmflow.store.store import Space, Store, commit
+from esmflow.tables.features import write_table
+from esmflow.worker.heartbeat import Health, Heartbeat
+from esmflow.worker.worker import Worker
+
+RESIDUES = ["M" + "KV" * number for number in range(1, 7)]
+OUTPUTS = [Output(0, "mean"), Output(6, "mean")]
+SPEC = ModelSpec("m", (6,), ("mean",), "truncate", 1022, 0, "auto")
+SHAPE = Architecture("ESM-2", 6, 8, 4, 32, token_dropout=True, max_residues=None, lm_head=True, contact_head=True)
+MODEL = Descriptor("m", [], [], "ab" * 32, SHAPE)
+SPACE = Space(MODEL.sha256, WHOLE, SPEC.precision)
+
+
+@dataclass(frozen=True)
+class Held:
+    """A sample whose sequences are all in one store file; the second of them was skipped."""
+
+    root: Path
+    keys: list[bytes]
+    values: dict[Output, list[np.ndarray]]
+
+    @property
+    def store(self) -> Store:
+        return Store(self.root / "store")
+
+    @property
+    def file(self) -> Path:
+        return self.store.path(SPACE, "shard")
+
+    def table(self) -> pa.Table:
+        write_table(self.root / "catalog.parquet", SPEC, MODEL, OUTPUTS[1], self.store, self.root / "table.parquet")
+        return pq.read_table(self.root / "table.parquet")
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Held:
+    (tmp_path / "a.fa").write_text("".join(f">p{len(residues)}\n{residues}\n" for residues in RESIDUES))
+    ingest("a", [tmp_path / "a.fa"], tmp_path / "catalog.parquet", tmp_path / "sequences", fail_on_invalid=False)
+    keys = sorted(pq.read_table(tmp_path / "catalog.parquet")["key"].to_pylist())
+    draw = np.random.default_rng(0)
+    values = {output: [draw.normal(size=8).astype(np.float32) for _ in keys] for output in OUTPUTS}
+    made = Held(tmp_path, keys, values)
+    commit_all(made, "shard", [None, "not finite", *[None] * (len(keys) - 2)])
+    return made
+
+
+def commit_all(held: Held, shard: str, reasons: list[str | None]) -> None:
+    metadata = {"model": "m", "weights_sha256": MODEL.sha256, "precision": "fp32", "attention": "sdpa"}
+    keys = pa.array(held.keys, pa.binary(32))
+    commit(held.store.path(SPACE, shard), keys, reasons, held.values, metadata)
+
+
+def test_a_flipped_bit_anywhere_in_a_store_file_never_gives_another_table(held: Held) -> None:
+    expected, whole = held.table(), held.file.read_bytes()
+    assert len(expected) == len(RESIDUES) - 1
+    draw = random.Random(3)
+    told = 0
+    for place in draw.sample(range(len(whole)), 200):
+        content = bytearray(whole)
+        content[place] ^= 1 << draw.randrange(8)
+        held.file.write_bytes(content)
+        try:
+            found = held.table()
+        except (DataError, IncompleteError):
+            told += 1
+        else:
+            assert found.equals(expected, check_metadata=True), place
+    assert told > 100
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.3, 0.7, 0.999])
+def test_a_store_file_cut_short_is_set_aside_and_what_it_held_is_missing(held: Held, kept: float) -> None:
+    whole = held.file.read_bytes()
+    held.file.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(IncompleteError, match=r"6 records have no layer6\.mean .* --forcerun plan"):
+        held.table()
+    assert [path.name for path in held.file.parent.iterdir()] == []
+
+
+def test_a_damaged_page_of_vectors_is_told_and_its_file_set_aside(held: Held) -> None:
+    content = bytearray(held.file.read_bytes())
+    place = content.index(held.values[OUTPUTS[1]][3].tobytes())
+    content[place + 2] ^= 16
+    held.file.write_bytes(content)
+    with pytest.raises(IncompleteError, match=r"shard\.parquet: .* --forcerun plan"):
+        held.table()
+    assert not held.file.exists()
+    assert next((held.root / "store" / "quarantine").iterdir()).read_bytes() == content
+
+
+@pytest.mark.parametrize("damage", ["page of vectors", "cut short", "empty"])
+def test_a_worker_computes_a_damaged_shard_again(held: Held, damage: str) -> None:
+    content = bytearray(held.file.read_bytes())
+    place = content.index(held.values[OUTPUTS[1]][3].tobytes())
+    content[place + 2] ^= 16
+    held.file.write_bytes({"page of vectors": content, "cut short": content[:-1], "empty": b""}[damage])
+    MODEL.save(held.root / "m.json")
+    commit_all(held, "whole", [None] * len(RESIDUES))
+    shards = [Shard(name, "m", "", WHOLE, OUTPUTS, len(RESIDUES), 0, 1.0, 0) for name in ("shard", "whole")]
+    job = Job("j", {"m": JobModel(str(held.root / "m.json"), SPEC.precision)}, [], shards)
+    worker = Worker(job, held.store, Health(held.root / "heartbeats", Heartbeat("j")), {})
+    assert [shard.name for shard in worker.pending] == ["shard"]
+
+
+def test_a_sequence_that_one_run_skipped_and_another_embedded_is_embedded(held: Held) -> None:
+    assert len(held.table()) == len(RESIDUES) - 1
+    commit_all(held, "another", [None] * len(RESIDUES))
+    found = held.table()
+    order = [held.keys.index(key) for key in pq.read_table(held.root / "catalog.parquet")["key"].to_pylist()]
+    expected = np.stack([held.values[OUTPUTS[1]][row] for row in order])
+    assert np.array_equal(np.stack(found["embedding"].to_pylist()).astype(np.float32), expected)
+
+
+def test_other_readers_of_parquet_read_a_store_file(held: Held) -> None:
+    assert polars.read_parquet(held.file)["key"].to_list() == held.keys
+    assert duckdb.sql(f"SELECT key FROM '{held.file}'").fetchall() == [(key,) for key in held.keys]
+    assert pq.read_schema(held.file).names == ["key", "reason", *map(str, OUTPUTS)]
+
+
+def sort_a_million(target: Path) -> None:
+    with database.connect(target) as connection:
+        connection.execute("SET memory_limit = '20MB'; SET max_temp_directory_size = '1MB'; SET threads = 1")
+        connection.execute("CREATE TABLE t AS SELECT md5(i::VARCHAR) AS key, i FROM range(1_000_000) r(i) ORDER BY key")
+
+
+def test_no_space_to_spill_is_told_as_what_it_is(tmp_path: Path) -> None:
+    with pytest.raises(WriteError, match="no space for temporary files"):
+        sort_a_million(tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
