@@ -6,7 +6,7 @@ SOURCES := scripts tests benchmarks
 # On a machine with a GPU, whose own Python may be all that there is: tests/gpu/requirements.txt.
 GPU_PYTHON ?= $(if $(wildcard .venv/run),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test test-slurm lint bench test-gpu bench-gpu
+.PHONY: demo test test-slurm lint documents bench test-gpu bench-gpu
 
 demo: .venv/run
 	$(BIN)/snakemake --profile profiles/local --configfile config/demo.yaml -- all report
@@ -29,6 +29,10 @@ lint: .venv/dev
 	$(BIN)/mypy --strict scripts/esmflow
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint --configfile config/demo.yaml
+
+# After a change of the config's declaration in scripts/esmflow/config.py.
+documents: .venv/run
+	PYTHONPATH=scripts $(BIN)/python -m esmflow.config.documents
 
 bench: .venv/dev
 	$(BIN)/python benchmarks/run.py

@@ -67,10 +67,11 @@ def write_sample(descriptor_file: Path, work: Path, records: int) -> None:
     import numpy as np
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from esmflow.descriptor import Descriptor
     from esmflow.inputs.catalog import ingest
-    from esmflow.spec import WHOLE, Output
-    from esmflow.store.store import Space, Store, commit
+    from esmflow.planned_model import Descriptor, Space
+    from esmflow.representation import Output
+    from esmflow.store.store import Store, commit
+    from esmflow.treatment import WHOLE
 
     random = np.random.default_rng(SEED)
     letters = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", dtype=np.uint8)

@@ -23,12 +23,14 @@ import torch
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "scripts")]
 
-from esmflow.descriptor import Descriptor  # noqa: E402
+from esmflow.alphabet import BOS, EOS, PADDING, TOKENS  # noqa: E402
 from esmflow.engine.engine import Engine  # noqa: E402
 from esmflow.engine.packing import CPU_TOKENS, plan_packs  # noqa: E402
 from esmflow.model import weights  # noqa: E402
-from esmflow.model.trunk import ALPHABET, BOS, EOS, PADDING, Esm, Pack  # noqa: E402
-from esmflow.spec import Output  # noqa: E402
+from esmflow.model.pack import Pack  # noqa: E402
+from esmflow.model.trunk import Esm  # noqa: E402
+from esmflow.planned_model import Descriptor  # noqa: E402
+from esmflow.representation import Output  # noqa: E402
 
 MAX_RESIDUES = 1022
 BUDGETS = [1024, 2048, 4096, 8192]
@@ -121,7 +123,7 @@ def transformers(inputs: Path, proteins: list[str], threads: int) -> tuple[dict[
     model = EsmModel.from_pretrained(
         inputs / "hugging_face", add_pooling_layer=False, attn_implementation="sdpa", dtype=torch.float32
     ).eval()
-    numbers = {letter: number for number, letter in enumerate(ALPHABET)}
+    numbers = {letter: number for number, letter in enumerate(TOKENS)}
     encoded = [[BOS, *(numbers[letter] for letter in protein[:MAX_RESIDUES]), EOS] for protein in proteins]
     vectors = np.empty((len(proteins), model.config.hidden_size), np.float32)
 

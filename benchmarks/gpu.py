@@ -39,12 +39,13 @@ from forward import pad, padded_batches
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 
-from esmflow.descriptor import Architecture  # noqa: E402
-from esmflow.engine.device import auto_tokens  # noqa: E402
+from esmflow.alphabet import BOS, EOS, TOKENS  # noqa: E402
+from esmflow.architecture import Architecture  # noqa: E402
+from esmflow.engine.budget import auto_tokens  # noqa: E402
 from esmflow.engine.engine import Engine  # noqa: E402
 from esmflow.inputs import fasta  # noqa: E402
-from esmflow.model.trunk import ALPHABET, BOS, DTYPES, EOS, Esm  # noqa: E402
-from esmflow.spec import VECTORS, Output  # noqa: E402
+from esmflow.model.trunk import DTYPES, Esm  # noqa: E402
+from esmflow.representation import VECTORS, Output  # noqa: E402
 from esmflow.store.store import commit  # noqa: E402
 from random_weights import checkpoint, esm2, proteins, uniprot_like_lengths  # noqa: E402
 
@@ -206,9 +207,9 @@ def transformers(shape: Architecture, device: torch.device, sequences: Sequence[
     from transformers import EsmConfig, EsmModel
 
     config = EsmConfig(
-        vocab_size=len(ALPHABET),
-        mask_token_id=ALPHABET.index("<mask>"),
-        pad_token_id=ALPHABET.index("<pad>"),
+        vocab_size=len(TOKENS),
+        mask_token_id=TOKENS.index("<mask>"),
+        pad_token_id=TOKENS.index("<pad>"),
         hidden_size=shape.embed_dim,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
@@ -220,7 +221,7 @@ def transformers(shape: Architecture, device: torch.device, sequences: Sequence[
         attn_implementation="sdpa",
     )
     model = EsmModel(config, add_pooling_layer=False).to(device, torch.bfloat16).eval()
-    numbers = {ord(letter): number for number, letter in enumerate(ALPHABET) if len(letter) == 1}
+    numbers = {ord(letter): number for number, letter in enumerate(TOKENS) if len(letter) == 1}
     encoded = [[BOS, *(numbers[letter] for letter in sequence), EOS] for sequence in sequences]
 
     def embed(padded: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:

@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT / "tests")]
 from esmflow.engine.engine import Engine  # noqa: E402
 from esmflow.model.trunk import Esm  # noqa: E402
 from esmflow.model.weights import Checkpoint  # noqa: E402
-from esmflow.spec import Output  # noqa: E402
+from esmflow.representation import Output  # noqa: E402
 from random_weights import SHAPES, checkpoint, shallow  # noqa: E402
 
 Vectors = list[np.ndarray]

@@ -25,8 +25,9 @@ import reference  # noqa: E402
 from esmflow.engine.engine import Engine  # noqa: E402
 from esmflow.model import weights  # noqa: E402
 from esmflow.model.fetch import fetch  # noqa: E402
-from esmflow.model.trunk import Esm, Pack  # noqa: E402
-from esmflow.spec import VECTORS, Output  # noqa: E402
+from esmflow.model.pack import Pack  # noqa: E402
+from esmflow.model.trunk import Esm  # noqa: E402
+from esmflow.representation import VECTORS, Output  # noqa: E402
 from random_weights import checkpoint, esm2, proteins, uniprot_like_lengths  # noqa: E402
 
 CPU = torch.device("cpu")

@@ -110,8 +110,7 @@ def write(what: str, inputs: Path, target: Path, work: Path, *options: str) -> N
 def plan(work: Path, missing: int) -> Cost:
     """Run the plan, and check how many sequences it has found missing."""
     command = [PYTHON, ROOT / "scripts" / "plan.py", "--models", json.dumps({MODEL: SPEC})]
-    command += ["--samples", work / "samples.tsv", "--descriptors", work / "models", "--sequences", work / "sequences"]
-    command += ["--store", work / "store", "--receipts", work / "receipts", "--output", work / "plan"]
+    command += ["--results", work, "--samples", work / "samples.tsv", "--store", work / "store"]
     command += ["--target-minutes", "5", "--max-jobs", "8", "--gpus-per-job", "0"]
     cost = run(command, work / "plan.log")
     planned = sum(shard["sequences"] for shard in planned_shards(work))
@@ -205,9 +204,10 @@ def commit_keys(inputs: Path, work: Path, name: str, keys: list[bytes], vectors:
     """Commit keys and their vectors to the store, as a worker would."""
     import numpy as np
     import pyarrow as pa
-    from esmflow.descriptor import Descriptor
-    from esmflow.spec import WHOLE, Output
-    from esmflow.store.store import Space, Store, commit
+    from esmflow.planned_model import Descriptor, Space
+    from esmflow.representation import Output
+    from esmflow.store.store import Store, commit
+    from esmflow.treatment import WHOLE
 
     descriptor = Descriptor.load(inputs / "descriptor.json")
     path = Store(work / "store").path(Space(descriptor.sha256, WHOLE, str(SPEC["precision"])), name)

@@ -1,12 +1,12 @@
 rule embed:
     input:
-        f"{PLAN}/jobs/{{job}}.json",
+        str(RESULTS.job("{job}")),
     output:
         RECEIPT,
     log:
         "logs/embed/{job}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/embed/{{job}}.tsv"
+        str(RESULTS.benchmark("embed/{job}"))
     conda:
         "../envs/gpu.yaml" if config["workers"]["gpus_per_job"] else "../envs/cpu.yaml"
     threads: EMBED_THREADS
@@ -20,7 +20,7 @@ rule embed:
     params:
         numerics=NUMERICS_VERSION,
         store=STORE,
-        heartbeats=f"{RESULTS}/heartbeats",
+        heartbeats=str(RESULTS.heartbeats),
     shell:
         'python "$ESMFLOW"/embed.py'
         " --log {log:q} --job {input:q} --store {params.store:q} --receipt {output:q}"

@@ -1,14 +1,21 @@
+localrules:
+    features,
+    features_in_parts,
+    residues,
+    status,
+
+
 rule features:
     input:
         table_receipts,
         catalog=CATALOG,
         descriptor=DESCRIPTOR,
     output:
-        TABLE,
+        str(RESULTS.table(TABLE)),
     log:
         "logs/features/{sample}/{model}/{output}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/features/{{sample}}/{{model}}/{{output}}.tsv"
+        str(RESULTS.benchmark(f"features/{TABLE}"))
     retries: 0
     conda:
         "../envs/cpu.yaml"
@@ -26,11 +33,11 @@ rule features:
 
 use rule features as features_in_parts with:
     output:
-        directory(TABLE_PARTS),
+        directory(str(RESULTS.table_parts(TABLE))),
     log:
         "logs/features/{sample}/{model}/{output}.parts.log",
     benchmark:
-        f"{RESULTS}/benchmarks/features/{{sample}}/{{model}}/{{output}}.parts.tsv"
+        str(RESULTS.benchmark(f"features/{TABLE}.parts"))
     params:
         parts=["--part-mb", str(config["tables"]["part_mb"])],
 
@@ -41,11 +48,11 @@ rule residues:
         catalog=CATALOG,
         descriptor=DESCRIPTOR,
     output:
-        RESIDUES,
+        str(RESULTS.residues(TABLE)),
     log:
         "logs/residues/{sample}/{model}/{output}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/residues/{{sample}}/{{model}}/{{output}}.tsv"
+        str(RESULTS.benchmark(f"residues/{TABLE}"))
     retries: 0
     conda:
         "../envs/cpu.yaml"
@@ -63,23 +70,23 @@ rule residues:
 rule status:
     input:
         sample_receipts,
-        catalog=CATALOG,
-        descriptors=expand(DESCRIPTOR, model=MODELS),
+        expand(DESCRIPTOR, model=MODELS),
+        CATALOG,
     output:
         report(STATUS, category="status", labels={"sample": "{sample}"}),
     log:
         "logs/status/{sample}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/status/{{sample}}.tsv"
+        str(RESULTS.benchmark("status/{sample}"))
     retries: 0
     conda:
         "../envs/cpu.yaml"
     params:
         models=json.dumps({model: numeric_config(model) for model in MODELS}),
         numerics=NUMERICS_VERSION,
-        descriptors=lambda wildcards, input: parent(input.descriptors),
+        results=lambda wildcards, output: str(Path(output[0]).parents[1]),
         store=STORE,
     shell:
         'python "$ESMFLOW"/status.py'
-        " --log {log:q} --catalog {input.catalog:q} --models {params.models:q}"
-        " --descriptors {params.descriptors:q} --store {params.store:q} --status {output:q}"
+        " --log {log:q} --results {params.results:q} --sample {wildcards.sample:q} --models {params.models:q}"
+        " --store {params.store:q}"

@@ -1,3 +1,7 @@
+localrules:
+    ingest,
+
+
 rule ingest:
     input:
         lambda wildcards: SAMPLES[wildcards.sample],
@@ -7,13 +11,13 @@ rule ingest:
     log:
         "logs/ingest/{sample}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/ingest/{{sample}}.tsv"
+        str(RESULTS.benchmark("ingest/{sample}"))
     retries: 0
     conda:
         "../envs/cpu.yaml"
     params:
         invalid=config["invalid"],
-        letters=LETTERS_VERSION,
+        cleaning=CLEANING_VERSION,
         stamps=lambda wildcards: stamps(SAMPLES[wildcards.sample]),
     shell:
         'python "$ESMFLOW"/ingest.py'

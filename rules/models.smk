@@ -1,3 +1,7 @@
+localrules:
+    fetch_model,
+
+
 rule fetch_model:
     input:
         local_weights,
@@ -6,7 +10,7 @@ rule fetch_model:
     log:
         "logs/fetch_model/{model}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/fetch_model/{{model}}.tsv"
+        str(RESULTS.benchmark("fetch_model/{model}"))
     conda:
         "../envs/cpu.yaml"
     params:

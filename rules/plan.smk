@@ -1,15 +1,20 @@
+localrules:
+    plan,
+    preflight,
+
+
 checkpoint plan:
     input:
-        sequences=expand(SEQUENCES, sample=SAMPLES),
-        descriptors=expand(DESCRIPTOR, model=MODELS),
+        expand(SEQUENCES, sample=SAMPLES),
+        expand(DESCRIPTOR, model=MODELS),
+        quarantine,
         samples=config["samples"],
-        quarantine=quarantine,
     output:
         directory=directory(PLAN),
     log:
         "logs/plan/plan.log",
     benchmark:
-        f"{RESULTS}/benchmarks/plan.tsv"
+        str(RESULTS.benchmark("plan"))
     retries: 0
     conda:
         "../envs/cpu.yaml"
@@ -24,24 +29,17 @@ checkpoint plan:
     params:
         models=json.dumps({model: numeric_config(model) for model in MODELS}),
         numerics=NUMERICS_VERSION,
-        sequences=lambda wildcards, input: parent(input.sequences),
-        descriptors=lambda wildcards, input: parent(input.descriptors),
-        receipts=f"{RESULTS}/receipts",
+        results=lambda wildcards, output: str(Path(output.directory).parent),
         store=STORE,
         part_mb=config["tables"]["part_mb"],
     shell:
         'python "$ESMFLOW"/plan.py'
-        " --log {log:q} --models {params.models:q} --samples {input.samples:q}"
-        " --sequences {params.sequences:q} --descriptors {params.descriptors:q} --store {params.store:q}"
-        " --receipts {params.receipts:q} --output {output.directory:q}"
+        " --log {log:q} --results {params.results:q} --samples {input.samples:q} --models {params.models:q}"
+        " --store {params.store:q}"
         " --target-minutes {resources.target_minutes} --max-jobs {resources.max_jobs}"
         " --gpus-per-job {resources.gpus_per_job} --threads {resources.embed_threads}"
         " --tokens-per-pack {resources.tokens_per_pack} --mix-models {resources.mix_models}"
         " --part-mb {params.part_mb} --local {resources.local}"
-
-
-localrules:
-    preflight,
 
 
 rule preflight:
@@ -52,6 +50,7 @@ rule preflight:
     conda:
         "../envs/cpu.yaml"
     params:
+        results=lambda wildcards, input: str(Path(input[0]).parent),
         store=STORE,
     shell:
-        'python "$ESMFLOW"/preflight.py --log {log:q} --plan {input:q} --store {params.store:q}'
+        'python "$ESMFLOW"/preflight.py --log {log:q} --results {params.results:q} --store {params.store:q}'

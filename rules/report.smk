@@ -8,11 +8,11 @@ rule report:
         expand(STATUS, sample=SAMPLES),
         samples=config["samples"],
     output:
-        report(f"{RESULTS}/report/index.html", category="report", labels={"page": "report"}),
+        report(str(RESULTS.report), category="report", labels={"page": "report"}),
     log:
         "logs/report/report.log",
     benchmark:
-        f"{RESULTS}/benchmarks/report.tsv"
+        str(RESULTS.benchmark("report"))
     retries: 0
     conda:
         "../envs/cpu.yaml"

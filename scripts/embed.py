@@ -1,33 +1,33 @@
 """Work through the shards of one job, committing each to the store.
 
-In: a job (JSON), and the shards and descriptors that it names. Out: the job's receipt (JSON), written last; meanwhile a
+In: a job (JSON), and the shards and weights that it names. Out: the job's receipt (JSON), written last; meanwhile a
 heartbeat (JSON, and as Prometheus metrics). On SIGTERM, SIGINT or SIGUSR1, and before the time limit, it ends with 75.
 """
 
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 from esmflow import command
+from esmflow.job import Job
 from esmflow.store.store import Store
-from esmflow.worker.heartbeat import visible_gpus
-from esmflow.worker.messages import StartServer
+from esmflow.worker.gpus import visible_gpus
+from esmflow.worker.start import Start
 from esmflow.worker.worker import work
 
 
 def main(options: Namespace) -> None:
     gpus = [] if options.device == "cpu" else visible_gpus()
     processes = options.processes if options.device == "cpu" or not gpus else len(gpus)
+    job = Job.load(options.job)
+    kernels = dict(pair.split("=") for pair in options.attention)
+    models = {name: replace(model, attention=kernels.get(name, model.attention)) for name, model in job.models.items()}
     work(
-        options.job,
+        replace(job, models=models),
         Store(options.store),
         options.receipt,
-        StartServer(
-            options.device,
-            max(options.threads // processes, 1),
-            options.tokens_per_pack,
-        ),
+        Start(options.device, max(options.threads // processes, 1), options.tokens_per_pack),
         processes=processes,
-        attention=dict(pair.split("=") for pair in options.attention),
         heartbeats=options.heartbeats,
         seconds=60 * options.time_limit or float("inf"),
     )

@@ -9,33 +9,21 @@ from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
-from esmflow.descriptor import Descriptor
-from esmflow.spec import ModelSpec
+from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
 from esmflow.store.store import Store
-from esmflow.tables import exports
+from esmflow.tables.exports import EXPORTS
 from esmflow.tables.ordered import embedded
-
-WRITERS = {
-    "csv": exports.write_csv,
-    "npy": exports.write_npy,
-    "uniprot_h5": exports.write_uniprot_h5,
-    "fair_esm_pt": exports.write_fair_esm_pt,
-    "bio_embeddings": exports.write_bio_embeddings,
-    "anndata": exports.write_anndata,
-}
 
 
 def main(options: Namespace) -> None:
-    spec, descriptor = ModelSpec.of(options.model, options.spec), Descriptor.load(options.descriptor)
-    outputs = spec.outputs(descriptor.architecture.layers)
-    store, beside = Store(options.store), options.targets[0]
-    with embedded(options.catalog, spec, descriptor, outputs, store, beside, options.sequences) as records:
-        WRITERS[options.format](records, *options.targets)
+    model = PlannedModel(ModelSpec.of(options.model, options.spec), Descriptor.load(options.descriptor))
+    with embedded(options.catalog, model, Store(options.store), options.targets[0], options.sequences) as records:
+        EXPORTS[options.format].write(records, *options.targets)
 
 
 if __name__ == "__main__":
     arguments = command.parser(__doc__)
-    arguments.add_argument("--format", choices=WRITERS, required=True)
+    arguments.add_argument("--format", choices=EXPORTS, required=True)
     arguments.add_argument("--catalog", type=Path, required=True)
     arguments.add_argument("--sequences", type=Path, help="the sample's residues, for bio_embeddings")
     arguments.add_argument("--model", required=True, help="the model's name in the config")

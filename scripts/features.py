@@ -9,17 +9,16 @@ from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
-from esmflow.descriptor import Descriptor
-from esmflow.spec import ModelSpec
+from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
 from esmflow.store.store import Store
 from esmflow.tables.features import write_table
 
 
 def main(options: Namespace) -> None:
-    spec, descriptor = ModelSpec.of(options.model, options.spec), Descriptor.load(options.descriptor)
-    [output] = spec.outputs(descriptor.architecture.layers)
+    model = PlannedModel(ModelSpec.of(options.model, options.spec), Descriptor.load(options.descriptor))
+    [output] = model.outputs
     part_bytes = None if options.part_mb is None else max(int(options.part_mb * 1e6), 1)
-    write_table(options.catalog, spec, descriptor, output, Store(options.store), options.table, part_bytes)
+    write_table(options.catalog, model, output, Store(options.store), options.table, part_bytes)
 
 
 if __name__ == "__main__":

@@ -11,19 +11,23 @@ from pathlib import Path
 
 from esmflow import command
 from esmflow.inputs.samples import read_samples
-from esmflow.plan.plan import Sizes, plan
-from esmflow.spec import ModelSpec
+from esmflow.plan.plan import plan
+from esmflow.plan.sizes import Sizes
+from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
+from esmflow.results import Results
 from esmflow.store.store import Store
 
 
 def main(options: Namespace) -> None:
+    results = Results(options.results)
     plan(
-        [ModelSpec.of(name, config) for name, config in options.models.items()],
-        {model: options.descriptors / f"{model}.json" for model in options.models},
-        {sample: options.sequences / f"{sample}.parquet" for sample in read_samples(options.samples)},
+        [
+            PlannedModel(ModelSpec.of(name, config), Descriptor.load(results.descriptor(name)))
+            for name, config in options.models.items()
+        ],
+        list(read_samples(options.samples)),
+        results,
         Store(options.store),
-        options.receipts,
-        options.output,
         Sizes(
             target_minutes=options.target_minutes,
             max_jobs=options.max_jobs,
@@ -39,13 +43,10 @@ def main(options: Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = command.parser(__doc__)
-    arguments.add_argument("--models", type=json.loads, required=True, help="the config's models, as JSON")
+    arguments.add_argument("--results", type=Path, required=True, help="the run's directory of results")
     arguments.add_argument("--samples", type=Path, required=True, help="the sample sheet")
-    arguments.add_argument("--descriptors", type=Path, required=True, help="directory of {model}.json")
-    arguments.add_argument("--sequences", type=Path, required=True, help="directory of {sample}.parquet")
+    arguments.add_argument("--models", type=json.loads, required=True, help="the config's models, as JSON")
     arguments.add_argument("--store", type=Path, required=True)
-    arguments.add_argument("--receipts", type=Path, required=True, help="directory of the receipts of earlier jobs")
-    arguments.add_argument("--output", type=Path, required=True, help="directory to make")
     arguments.add_argument("--target-minutes", type=float, required=True, help="about how long a shard takes")
     arguments.add_argument("--max-jobs", type=int, required=True)
     arguments.add_argument("--gpus-per-job", type=int, required=True)

@@ -1,24 +1,25 @@
 """Print what the plan will take. Nothing is embedded.
 
-In: the directory of a plan, and the store. Out: a few lines on standard output.
+In: the plan of a run, and the store. Out: a few lines on standard output.
 """
 
-import json
 from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
-from esmflow.plan.preflight import Preflight
+from esmflow.plan.preflight import text
+from esmflow.results import Results
+from esmflow.run_plan import RunPlan
 
 
 def main(options: Namespace) -> None:
-    plan = json.loads((options.plan / "plan.json").read_text(encoding="utf-8"))
-    print(Preflight(**plan["preflight"]).text(options.store, options.plan.parent))
+    plan = RunPlan.load(Results(options.results).plan)
+    print(text(plan.preflight, options.store, options.results))
     print("Only the plan was made; nothing was embedded. The same command without 'preflight' does it.")
 
 
 if __name__ == "__main__":
     arguments = command.parser(__doc__)
-    arguments.add_argument("--plan", type=Path, required=True, help="directory of plan.json")
+    arguments.add_argument("--results", type=Path, required=True, help="the run's directory of results")
     arguments.add_argument("--store", type=Path, required=True)
     command.run(main, arguments)

@@ -10,14 +10,15 @@ from pathlib import Path
 from esmflow import command
 from esmflow.errors import IncompleteError
 from esmflow.inputs.samples import read_samples
+from esmflow.planned_model import ModelSpec
 from esmflow.report.page import write_report
-from esmflow.spec import ModelSpec
+from esmflow.results import Results
 
 
 def main(options: Namespace) -> None:
     specs = [ModelSpec.of(name, model) for name, model in options.config["models"].items()]
     try:
-        write_report(options.results, list(read_samples(options.samples)), specs, options.config, options.page)
+        write_report(Results(options.results), list(read_samples(options.samples)), specs, options.config, options.page)
     except FileNotFoundError as error:
         raise IncompleteError(f"{error.filename}: not there; run the workflow to its end first") from error
 

@@ -8,16 +8,15 @@ from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
-from esmflow.descriptor import Descriptor
-from esmflow.spec import ModelSpec
+from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
 from esmflow.store.store import Store
 from esmflow.tables.residues import write_residues
 
 
 def main(options: Namespace) -> None:
-    spec, descriptor = ModelSpec.of(options.model, options.spec), Descriptor.load(options.descriptor)
-    [output] = spec.outputs(descriptor.architecture.layers)
-    write_residues(options.catalog, spec, descriptor, output, Store(options.store), options.file)
+    model = PlannedModel(ModelSpec.of(options.model, options.spec), Descriptor.load(options.descriptor))
+    [output] = model.outputs
+    write_residues(options.catalog, model, output, Store(options.store), options.file)
 
 
 if __name__ == "__main__":

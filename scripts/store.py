@@ -11,7 +11,9 @@ from pathlib import Path
 
 from esmflow import command
 from esmflow.errors import ConfigError
-from esmflow.spec import Output
+from esmflow.inputs.catalog import keys_of
+from esmflow.inputs.fasta import key_of
+from esmflow.representation import Output
 from esmflow.store import keeping
 
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -53,7 +55,12 @@ def prune(options: Namespace) -> None:
 def get(options: Namespace) -> None:
     for key, length in wanted(options):
         for entry, row, reason in keeping.find(options.store, key, model=options.model, output=options.output):
-            about = {"key": key.hex(), "model": entry.model, "treatment": entry.treatment, "precision": entry.precision}
+            about = {
+                "key": key.hex(),
+                "model": entry.model,
+                "treatment": str(entry.treatment),
+                "precision": entry.precision,
+            }
             if reason:
                 print(json.dumps(about | {"reason": reason}))
                 continue
@@ -72,10 +79,10 @@ def path(options: Namespace) -> None:
 def wanted(options: Namespace) -> list[tuple[bytes, int]]:
     """Key and length of the sequences asked for."""
     if options.residues:
-        return [keeping.key_of(options.residues)]
+        return [key_of(options.residues)]
     if not options.catalog:
         raise ConfigError("--id: give the catalog in which to look it up, --catalog results/catalog/SAMPLE.parquet")
-    return keeping.keys_of(options.catalog, options.id)
+    return keys_of(options.catalog, options.id)
 
 
 def line(entry: keeping.Entry) -> str:
@@ -94,9 +101,10 @@ def size(text: str) -> int:
 
 def output(text: str) -> Output:
     """An output, as in layer33.mean."""
-    if not re.fullmatch(r"layer\d+\.\w+", text):
-        raise ArgumentTypeError(f"{text!r} is no output; write it as layer33.mean")
-    return Output.parse(text)
+    try:
+        return Output.parse(text)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{error}; write it as layer33.mean") from error
 
 
 if __name__ == "__main__":

@@ -9,17 +9,25 @@ from collections import Counter
 from pathlib import Path
 
 from esmflow import command
+from esmflow.errors import ConfigError
+from esmflow.results import Results
 
 
 def main(options: Namespace) -> None:
-    for status in sorted((options.results / "status").glob("*.tsv")):
-        with status.open(encoding="utf-8", newline="") as file:
+    results = Results(options.results)
+    samples = results.samples_with_status()
+    if not samples:
+        raise ConfigError(
+            f"{options.results}: has no status files; give the directory that 'results' names, after a run"
+        )
+    for sample in samples:
+        with results.status(sample).open(encoding="utf-8", newline="") as file:
             reasons = Counter(row["reason"] for row in csv.DictReader(file, delimiter="\t"))
         records, embedded = reasons.total(), reasons.pop("", 0)
-        print(f"{status.stem}: {records:,} records, {embedded:,} embedded, {records - embedded:,} skipped")
+        print(f"{sample}: {records:,} records, {embedded:,} embedded, {records - embedded:,} skipped")
         for reason, count in reasons.most_common():
             print(f"    {count:,} {reason}")
-        for table in sorted((options.results / "features" / status.stem).glob("*/layer*")):
+        for table in results.tables(sample):
             print(f"    {table}")
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from esmflow import command
 from esmflow.errors import ConfigError
+from esmflow.results import Results
 from esmflow.watch import look
 from rich.console import Console
 from rich.live import Live
@@ -23,7 +24,7 @@ _INTERVAL = 2.0
 def main(options: Namespace) -> None:
     if not options.results.is_dir():
         raise ConfigError(f"{options.results}: no such directory; give the 'results' of the config")
-    run = look(options.results, time.time())
+    run = look(Results(options.results), time.time())
     if options.once == "json":
         print(json.dumps(run.content() if run else None, indent=1))
     elif options.once:
@@ -31,10 +32,10 @@ def main(options: Namespace) -> None:
         console = Console(width=250, no_color=True, highlight=False, file=sys.stdout)
         console.print(run.table() if run and run.jobs else run.summary() if run else "no plan yet")
     else:
-        _follow(options.results)
+        _follow(Results(options.results))
 
 
-def _follow(results: Path) -> None:
+def _follow(results: Results) -> None:
     with Live(screen=sys.stdout.isatty(), auto_refresh=False) as live:
         while not ((run := look(results, time.time())) and run.done):
             live.update(run.table() if run else "no plan yet", refresh=True)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from esmflow.errors import DeviceError
-from esmflow.worker.pool import Report
+from esmflow.worker.serving import Report
 
 
 @dataclass
 class Bench:
-    """The server of these tests."""
+    """What the jobs of these tests run on."""
 
     index: int
     report: Report
@@ -24,8 +24,8 @@ class Bench:
 class Square:
     number: int
 
-    def run(self, server: Bench) -> int:
-        server.report(self.number)
+    def run(self, embedder: Bench) -> int:
+        embedder.report(self.number)
         return self.number**2
 
 
@@ -33,7 +33,7 @@ class Square:
 class Fail:
     error: Exception
 
-    def run(self, server: Bench) -> None:
+    def run(self, embedder: Bench) -> None:
         raise self.error
 
 
@@ -46,14 +46,14 @@ class UnportableError(Exception):
 
 @dataclass
 class FailUnportably:
-    def run(self, server: Bench) -> None:
+    def run(self, embedder: Bench) -> None:
         raise UnportableError("of", "two parts")
 
 
 @dataclass
 class WhoAmI:
-    def run(self, server: Bench) -> tuple[int, int]:
-        return server.index, os.getpid()
+    def run(self, embedder: Bench) -> tuple[int, int]:
+        return embedder.index, os.getpid()
 
 
 @dataclass
@@ -62,7 +62,7 @@ class WaitFor:
 
     place: Path
 
-    def run(self, server: Bench) -> Any:
+    def run(self, embedder: Bench) -> Any:
         self.begin()
         return self.end()
 
@@ -82,7 +82,7 @@ class FinishLater(WaitFor):
 
     error: Exception | None = None
 
-    def run(self, server: Bench) -> Future[str]:
+    def run(self, embedder: Bench) -> Future[str]:
         self.begin()
         return ThreadPoolExecutor(1).submit(self.end)
 
@@ -100,7 +100,7 @@ class DieUntil:
     place: Path
     tries: int
 
-    def run(self, server: Bench) -> int:
+    def run(self, embedder: Bench) -> int:
         with self.place.open("a") as file:
             file.write("x")
         if len(self.place.read_text()) < self.tries:

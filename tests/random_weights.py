@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 import torch
-from esmflow.descriptor import LETTERS, Architecture
+from esmflow.alphabet import TOKENS
+from esmflow.architecture import Architecture
 from esmflow.model.weights import Checkpoint
 
 
@@ -33,7 +34,7 @@ def checkpoint(shape: Architecture, device: torch.device, seed: int = 0) -> Chec
         return torch.empty(size, device=device).normal_(around, scale, generator=generator)
 
     dim, ffn = shape.embed_dim, shape.ffn_dim
-    tensors = {"embed_tokens.weight": random(LETTERS, dim, scale=1)}
+    tensors = {"embed_tokens.weight": random(len(TOKENS), dim, scale=1)}
 
     def dense(name: str, inputs: int, outputs: int) -> None:
         tensors[f"{name}.weight"] = random(outputs, inputs, scale=inputs**-0.5)
@@ -58,7 +59,7 @@ def checkpoint(shape: Architecture, device: torch.device, seed: int = 0) -> Chec
     dense("lm_head.dense", dim, dim)
     norm("lm_head.layer_norm")
     tensors["lm_head.weight"] = tensors["embed_tokens.weight"]
-    tensors["lm_head.bias"] = random(LETTERS, scale=0.1)
+    tensors["lm_head.bias"] = random(len(TOKENS), scale=0.1)
     tensors["contact_head.regression.weight"] = random(1, shape.layers * shape.heads, scale=1)
     tensors["contact_head.regression.bias"] = random(1, scale=0.1)
     return Checkpoint(shape, tensors)

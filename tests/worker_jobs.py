@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from esmflow.jobs import SHARD, Job, JobModel, Shard
+from esmflow.job import SHARD, Job, Shard
 from esmflow.model.fetch import fetch
-from esmflow.spec import WHOLE, Output
+from esmflow.planned_model import ModelSpec, PlannedModel
+from esmflow.representation import Output
 from esmflow.store.store import Store
+from esmflow.treatment import WHOLE
 
 
 def sequences(count: int, longest: int, seed: int) -> list[bytes]:
@@ -20,25 +22,34 @@ def sequences(count: int, longest: int, seed: int) -> list[bytes]:
     return ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=draw.randint(1, longest))).encode() for _ in range(count)]
 
 
+def planned_model(path: Path, name: str, store: Path) -> PlannedModel:
+    """A model of these weights, in float32."""
+    return PlannedModel(ModelSpec(name, (2,), ("mean",), "full", 1022, 0, "fp32"), fetch(name, str(path), store))
+
+
 def make_job(root: Path, weights: Mapping[str, Path], shards: int, *, per_shard: int = 6, longest: int = 60) -> Path:
     """A job of so many shards for each model, all with the mean of layer 2; its file."""
-    (root / "shards").mkdir(parents=True)
-    models, parts = {}, []
-    for name, path in weights.items():
-        fetch(name, str(path), root / "weights").save(root / f"{name}.json")
-        models[name] = JobModel(str(root / f"{name}.json"), "fp32")
-        for number in range(shards):
-            own = sequences(per_shard, longest, seed=number)
-            keys = [hashlib.sha256(residues).digest() for residues in own]
-            file = root / "shards" / f"{name}-{number}.parquet"
-            pq.write_table(pa.table({"key": keys, "residues": own}, SHARD), file)
-            residues = sum(map(len, own))
-            shard = hashlib.sha256(f"{name} {number}".encode()).hexdigest()[:16]
-            parts.append(
-                Shard(shard, name, str(file), WHOLE, [Output(2, "mean")], per_shard, residues, float(residues), 0)
-            )
+    models = {name: planned_model(path, name, root / "weights") for name, path in weights.items()}
+    parts = [shard for name in models for shard in make_shards(root / "shards", name, shards, per_shard, longest)]
     Job("0123456789ab", models, [], parts).save(root / "job.json")
     return root / "job.json"
+
+
+def make_shards(directory: Path, model: str, count: int, per_shard: int = 6, longest: int = 60) -> list[Shard]:
+    """So many shards of random sequences, with the mean of layer 2."""
+    directory.mkdir(parents=True, exist_ok=True)
+    shards = []
+    for number in range(count):
+        own = sequences(per_shard, longest, seed=number)
+        keys = [hashlib.sha256(residues).digest() for residues in own]
+        file = directory / f"{model}-{number}.parquet"
+        pq.write_table(pa.table({"key": keys, "residues": own}, SHARD), file)
+        residues = sum(map(len, own))
+        name = hashlib.sha256(f"{model} {number}".encode()).hexdigest()[:16]
+        shards.append(
+            Shard(name, model, str(file), WHOLE, [Output(2, "mean")], per_shard, residues, float(residues), 0)
+        )
+    return shards
 
 
 def stored(store: Store) -> dict[tuple[str, bytes], np.ndarray | str]:

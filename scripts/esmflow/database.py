@@ -1,5 +1,7 @@
 """DuckDB connections for joins that need not fit into memory."""
 
+import itertools
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from esmflow.errors import DataError, WriteError
 MEMORY_LIMIT = "512MB"
 #: What DuckDB raises for a Parquet file that is damaged.
 UNREADABLE = (duckdb.IOException, duckdb.InvalidInputException)
+_numbers = itertools.count()
 
 
 @contextmanager
@@ -43,3 +46,24 @@ def connect(target: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         raise DataError(f"{target}: what it is made from is damaged ({str(error).partition(chr(10))[0]})") from error
     finally:
         shutil.rmtree(spill, ignore_errors=True)
+
+
+def literal(path: Path) -> str:
+    """A path for `read_parquet` and `read_csv`, which see patterns, a home and protocols in what they are given.
+
+    Call them with `hive_partitioning = false`, or a directory `id=abc` makes a column of that name. Their `filename`
+    is `path.absolute()`.
+    """
+    return re.sub(r"([*?\[])", r"[\1]", str(path.absolute()))
+
+
+def keep(connection: duckdb.DuckDBPyConnection, rows: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """The same rows, computed now and kept, in a table that is known by nothing but what is returned."""
+    name = f"kept{next(_numbers)}"
+    rows.create(name)
+    return connection.table(name)
+
+
+def forget(connection: duckdb.DuckDBPyConnection, kept: duckdb.DuckDBPyRelation) -> None:
+    """Free what `keep` has kept."""
+    connection.execute(f"DROP TABLE {kept.alias}")

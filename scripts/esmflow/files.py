@@ -13,9 +13,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import psutil
+
+from esmflow.errors import DataError
+
+_Content = TypeVar("_Content")
 
 GZIP, XZ, ZSTD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 
@@ -84,6 +88,25 @@ def write_text(target: Path, text: str) -> None:
     """Write `text` as UTF-8 to `target` in one atomic step."""
     with atomic(target) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path, value: object) -> None:
+    """Write a dataclass, of what JSON can hold, to `target` in one atomic step."""
+    # Only here, so that the engine can be had where this package is not.
+    import msgspec
+
+    write_text(target, msgspec.json.format(msgspec.json.encode(value), indent=1).decode() + "\n")
+
+
+def read_json(path: Path, kind: type[_Content]) -> _Content:
+    """The dataclass of that kind that `write_json` wrote. Raises DataError if the file is damaged."""
+    import msgspec
+
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        name = re.sub(r"\B([A-Z])", r" \1", kind.__name__).lower()
+        raise DataError(f"{path}: {name} is damaged ({error}); delete it and run again") from error
 
 
 def sha256(path: Path) -> str:

@@ -1,14 +1,15 @@
 """A view of a run in progress, from its plan, heartbeats and receipts alone: no scheduler is asked."""
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.table import Table
 
+from esmflow.errors import DataError
+from esmflow.heartbeat import Heartbeat
 from esmflow.progress import duration
+from esmflow.results import Results
+from esmflow.run_plan import JobForecast, RunPlan
 
 #: Heartbeats that a worker may miss before it is taken for lost.
 _MISSED = 6
@@ -22,6 +23,7 @@ class JobView:
     state: str
     """`waiting` (or queued), a live worker's own state, `lost` (its heart has stopped), `stopped` (incomplete, to be
     tried again) or `done`."""
+    models: list[str]
     sequences: int
     sequences_done: int
     cost: float
@@ -30,7 +32,6 @@ class JobView:
     cost_per_second: float = 0.0
     """Of a live worker."""
     residues_per_second: float = 0.0
-    models: list[str] = field(default_factory=list)
     host: str = ""
     seconds_since_heartbeat: float | None = None
     processes: int = 0
@@ -99,7 +100,7 @@ class RunView:
             "states": self.states,
             "residues_per_second": self.residues_per_second,
             "seconds_left": self.seconds_left,
-            "jobs": [vars(job) for job in self.jobs],
+            "jobs": [asdict(job) for job in self.jobs],
         }
 
     def table(self) -> Table:
@@ -130,52 +131,40 @@ class RunView:
         return table
 
 
-def look(results: Path, now: float) -> RunView | None:
-    """What a run is at, at that Unix time; None if it has no plan yet."""
-    path = results / "plan" / "plan.json"
-    plan = _read(path)
-    if plan is None:
-        return None
-    written = path.stat().st_mtime
-    return RunView([_job(results, name, planned, written, now) for name, planned in plan["jobs"].items()])
-
-
-def _job(results: Path, name: str, planned: Mapping[str, Any], written: float, now: float) -> JobView:
-    about = {"models": planned["models"], "sequences": planned["sequences"], "cost": planned["cost"]}
-    beat = _read(results / "heartbeats" / f"{name}.json")
-    if (results / "receipts" / f"{name}.json").exists():
-        return JobView(name, "done", sequences_done=planned["sequences"], cost_done=planned["cost"], **about)
-    # An older heartbeat is of a job that was planned again since.
-    if beat is None or beat["updated"] < written:
-        return JobView(name, "waiting", sequences_done=0, cost_done=0.0, **about)
-    age = max(now - beat["updated"], 0.0)
-    state = beat["state"]
-    if state == "dead":
-        state = "stopped"
-    elif age > _MISSED * beat["interval"]:
-        state = "lost"
-    gpus = [gpu["utilisation"] for gpu in beat["gpus"]]
-    return JobView(
-        name,
-        state,
-        # What earlier attempts committed is no part of this one's work.
-        sequences_done=planned["sequences"] - beat["sequences"] + beat["sequences_done"],
-        cost_done=planned["cost"] - beat["cost"] + beat["cost_done"],
-        cost_per_second=beat["cost_done"] / max(beat["updated"] - beat["started"], 1e-9),
-        residues_per_second=beat["residues_per_second"],
-        host=beat["host"],
-        seconds_since_heartbeat=age,
-        processes=len(beat["processes"]),
-        process_restarts=beat["process_restarts"],
-        gpu_utilisation=sum(gpus) / len(gpus) if gpus else None,
-        **about,
-    )
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """A JSON file; None if there is none, or none that can be read."""
+def look(results: Results, now: float) -> RunView | None:
+    """What a run is at, at that Unix time; None if it has no plan yet. Raises DataError for a damaged plan."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        plan = RunPlan.load(results.plan)
+    except FileNotFoundError:
         return None
-    return found
+    planned = results.plan.stat().st_mtime
+    return RunView([_job(results, name, forecast, planned, now) for name, forecast in plan.jobs.items()])
+
+
+def _job(results: Results, name: str, forecast: JobForecast, planned: float, now: float) -> JobView:
+    about = JobView(name, "waiting", forecast.models, forecast.sequences, 0, forecast.cost, 0.0)
+    if results.receipt(name).exists():
+        return replace(about, state="done", sequences_done=forecast.sequences, cost_done=forecast.cost)
+    try:
+        beat = Heartbeat.load(results.heartbeat(name))
+    except (FileNotFoundError, DataError):
+        return about
+    # An older heartbeat is of a job that was planned again since.
+    if beat.updated < planned:
+        return about
+    age = max(now - beat.updated, 0.0)
+    gpus = [gpu.utilisation for gpu in beat.gpus]
+    return replace(
+        about,
+        state="stopped" if beat.state == "dead" else "lost" if age > _MISSED * beat.interval else beat.state,
+        # What earlier attempts committed is no part of this one's work.
+        sequences_done=forecast.sequences - beat.sequences + beat.sequences_done,
+        cost_done=forecast.cost - beat.cost + beat.cost_done,
+        cost_per_second=beat.cost_done / max(beat.updated - beat.started, 1e-9),
+        residues_per_second=beat.residues_per_second,
+        host=beat.host,
+        seconds_since_heartbeat=age,
+        processes=len(beat.processes),
+        process_restarts=beat.process_restarts,
+        gpu_utilisation=sum(gpus) / len(gpus) if gpus else None,
+    )

@@ -12,7 +12,7 @@ from esmflow.engine.device import free_memory
 from esmflow.engine.engine import Engine
 from esmflow.model.trunk import Esm
 from esmflow.model.weights import Checkpoint
-from esmflow.spec import VECTORS, Output
+from esmflow.representation import VECTORS, Output
 
 SEQUENCES = [b"M", b"XBZUO", *random_weights.proteins([40, 150, 300])]
 

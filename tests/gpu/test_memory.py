@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import random_weights
 import torch
-from esmflow.engine.device import MOST_TOKENS, auto_tokens, free_memory, require_memory
+from esmflow.engine.budget import MOST_TOKENS, auto_tokens
+from esmflow.engine.device import free_memory, require_memory
 from esmflow.engine.engine import Engine
 from esmflow.errors import DeviceError
+from esmflow.model.pack import Pack
 from esmflow.model.pooling import represent
-from esmflow.model.trunk import Esm, Pack
-from esmflow.spec import VECTORS, Output
+from esmflow.model.trunk import Esm
+from esmflow.representation import VECTORS, Output
 
 SHAPE = random_weights.shallow(random_weights.SHAPES["650M"], 2)
 MEAN = Output(2, "mean")
@@ -136,7 +138,7 @@ from esmflow.engine.engine import Engine
 from esmflow.errors import DeviceError
 from esmflow.model.trunk import Esm
 from esmflow.engine.packing import InlineLoader
-from esmflow.spec import Output
+from esmflow.representation import Output
 device = torch.device("cuda")
 model = Esm(random_weights.checkpoint(random_weights.esm2(1, 64, 4), device), device, precision="fp16")
 

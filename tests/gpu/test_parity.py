@@ -11,7 +11,8 @@ from esmflow.engine.engine import Engine
 from esmflow.engine.self_check import LEAST_COSINE, self_check
 from esmflow.model.attention import KERNELS
 from esmflow.model.trunk import Esm
-from esmflow.spec import Output
+from esmflow.representation import Output
+from esmflow.treatment import WHOLE
 
 MODULES = {"flash_attn": "flash_attn", "torch_varlen": "torch.nn.attention.varlen"}
 
@@ -84,6 +85,6 @@ def test_the_self_check_passes(known: Known, device: torch.device) -> None:
     precision = choose_precision("auto", torch.device("cuda"))
     engine = Engine(Esm(known.checkpoint, device, precision=precision), exact=lambda: Esm(known.checkpoint, device))
     outputs = known.outputs[-4:]
-    check = self_check(engine, SEQUENCES[2:], outputs, "whole", engine.embed(SEQUENCES[2:], outputs))
+    check = self_check(engine, SEQUENCES[2:], outputs, WHOLE, engine.embed(SEQUENCES[2:], outputs))
     engine.close()
     assert LEAST_COSINE[precision] <= check.least_cosine < 1

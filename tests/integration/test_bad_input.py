@@ -86,6 +86,13 @@ def test_an_unknown_key_is_named_with_the_nearest_known_one(
     assert ".".join(path) in line
 
 
+def test_a_number_within_braces_on_the_command_line_is_taken_and_a_word_refused(small: Workspace) -> None:
+    small.run("--dry-run", "--config", "workers={gpus_per_job: 0, max_jobs: 2}")
+    result = small.run("--dry-run", "--config", "workers={max_jobs: two}", check=False)
+    assert result.returncode == 78
+    assert "workers.max_jobs: 'two'" in error_line(result)
+
+
 def test_a_missing_fasta_is_named(small: Workspace) -> None:
     small.write_samples([("one", "one.fasta"), ("two", "nowhere.fasta")])
     line = refused(small)

@@ -254,9 +254,14 @@ YEARS_AGO, IN_YEARS = 1e9, 4e9
         pytest.param(remove("store"), count(0), [], id="store deleted"),
         pytest.param(upgrade("__init__.py", '__version__ = "', '__version__ = "9.'), count(0), [], id="version"),
         pytest.param(
-            upgrade("spec.py", "NUMERICS_VERSION = ", "NUMERICS_VERSION = 1"), Demo.unique, BOTH, id="numerics"
+            upgrade("planned_model.py", "NUMERICS_VERSION = ", "NUMERICS_VERSION = 1"), Demo.unique, BOTH, id="numerics"
         ),
-        pytest.param(upgrade("spec.py", "LETTERS_VERSION = ", "LETTERS_VERSION = 1"), Demo.unique, BOTH, id="letters"),
+        pytest.param(
+            upgrade("planned_model.py", "CLEANING_VERSION = ", "CLEANING_VERSION = 1"),
+            Demo.unique,
+            BOTH,
+            id="cleaning",
+        ),
     ],
 )
 def test_a_change_computes_exactly_what_is_missing(

@@ -22,14 +22,14 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import reference
-from esmflow.descriptor import Descriptor
 from esmflow.errors import DataError
-from esmflow.jobs import Job
+from esmflow.job import Job
 from esmflow.store.store import Store
-from esmflow.worker.heartbeat import Health, Heartbeat
-from esmflow.worker.messages import EmbedShard, Model, StartServer, SwitchModel
-from esmflow.worker.pool import Report, WorkerPool
-from esmflow.worker.process import Server
+from esmflow.worker.heartbeat import Heart
+from esmflow.worker.messages import EmbedShard, ShardDone
+from esmflow.worker.pool import WorkerPool
+from esmflow.worker.process import Embedder, Report
+from esmflow.worker.start import Start
 from esmflow.worker.worker import Stop, Worker
 from worker_jobs import assert_equal, make_job, rows, stored, wanted
 from workflow import DEADLINE, ENVIRONMENT, ROOT, error_line, wait_until, written_times
@@ -168,23 +168,23 @@ def test_it_stops_by_itself_before_the_allocation_ends(esm2_8m: Path, tmp_path: 
 
 
 @dataclass(frozen=True)
-class StartDeadly(StartServer):
-    """Servers that a certain sequence kills."""
+class StartDeadly(Start):
+    """Processes that a certain sequence kills."""
 
     deadly: bytes = b""
 
-    def __call__(self, index: int, report: Report) -> Server:
-        server = super().__call__(index, report)
-        embed_shard = server.embed
+    def __call__(self, index: int, report: Report) -> Embedder:
+        embedder = super().__call__(index, report)
+        embed_shard = embedder.embed
 
-        def embed(shard: EmbedShard) -> Future[dict[str, Any]]:
-            keys = pq.read_table(shard.file)["key"].slice(shard.first, shard.stop - shard.first).to_pylist()
+        def embed(task: EmbedShard) -> Future[ShardDone]:
+            keys = pq.read_table(task.shard.file)["key"].slice(task.first, task.stop - task.first).to_pylist()
             if self.deadly in keys:
                 os.kill(os.getpid(), signal.SIGKILL)
-            return embed_shard(shard)
+            return embed_shard(task)
 
-        server.embed = embed  # type: ignore[method-assign]
-        return server
+        embedder.embed = embed  # type: ignore[method-assign]
+        return embedder
 
 
 def test_a_sequence_that_kills_alone_is_skipped_and_its_neighbours_are_not(
@@ -194,7 +194,7 @@ def test_a_sequence_that_kills_alone_is_skipped_and_its_neighbours_are_not(
     job = Job.load(job_file)
     [*_, deadly, _] = pq.read_table(job.shards[1].file)["key"].to_pylist()
     store = Store(tmp_path / "store")
-    worker = Worker(job, store, Health(tmp_path / "heartbeats", Heartbeat(job.name)), {})
+    worker = Worker(job, store, Heart(tmp_path / "heartbeats"))
     with WorkerPool(StartDeadly("cpu", 1, None, deadly), 1, on_report=worker.take_report) as pool:
         worker.embed(pool, Stop())
     assert embed(job_file, tmp_path / "healthy").returncode == 0
@@ -205,8 +205,8 @@ def test_a_sequence_that_kills_alone_is_skipped_and_its_neighbours_are_not(
     assert "died of signal SIGKILL" in reasons[deadly]
     assert [path.stem for path in committed(tmp_path)] == sorted(shard.name for shard in job.shards)
     assert not list((tmp_path / "store").rglob(".*"))
-    skipped = worker.receipt()["skipped"]
-    assert [entry["key"] for entry in skipped] == [deadly.hex()]
+    skipped = worker.tally.receipt(store, 1, 0).skipped
+    assert [entry.key for entry in skipped] == [deadly.hex()]
 
 
 def test_the_shards_of_a_model_that_fails_do_not_stop_those_of_another(
@@ -229,20 +229,20 @@ def test_a_switch_that_fails_fails_its_own_job_and_the_pool_serves_with_the_old_
     weights: dict[str, Path], tmp_path: Path
 ) -> None:
     job = Job.load(make_job(tmp_path, weights, 1, per_shard=3))
-    one, two = (Model(Descriptor.load(Path(model.descriptor)), "fp32", "auto") for model in job.models.values())
+    one, two = job.models.values()
     content = weights["two"].read_bytes()
     shard, target = job.shards[0], tmp_path / "shard.parquet"
-    with WorkerPool(StartServer("cpu", 1, None)) as pool:
-        pool.submit(SwitchModel(one)).result()
+    with WorkerPool(Start("cpu", 1, None)) as pool:
+        pool.submit(EmbedShard(one, shard, 0, 3, tmp_path / "before.parquet")).result()
         try:
             weights["two"].write_bytes(content[:1000])
-            failed = pool.submit(SwitchModel(two))
+            failed = pool.submit(EmbedShard(two, shard, 0, 3, tmp_path / "failed.parquet"))
             with pytest.raises(DataError, match=r"two\.pt") as told:
                 failed.result()
         finally:
             weights["two"].write_bytes(content)
         assert len(str(told.value).splitlines()) == 1
-        pool.submit(EmbedShard(one, Path(shard.file), 0, 3, shard.treatment, shard.outputs, target)).result()
+        pool.submit(EmbedShard(one, shard, 0, 3, target)).result()
         assert pool.restarts == 0
     theirs = reference.tiny_esm2(tmp_path / "one.pt", seed=0)
     for residues, found in zip(

@@ -3,17 +3,22 @@
 import contextlib
 import copy
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
 import yaml
-from esmflow.config import check_config
+from esmflow.config.declaration import check_config
 from esmflow.errors import ConfigError
 from esmflow.inputs.samples import read_samples
+from hypothesis import given
+from hypothesis import strategies as st
 
 CONFIG = Path(__file__).parents[2] / "config" / "config.yaml"
+SCHEMA = json.loads((CONFIG.parent / "schemas" / "config.schema.json").read_text())
 MODEL = "esm2_t6_8M_UR50D"
 MINIMAL: dict[str, Any] = {"samples": "samples.tsv", "models": {MODEL: {"weights": "fair-esm"}}}
 
@@ -103,40 +108,117 @@ def test_an_unknown_key_near_to_none_is_told_with_those_that_there_are() -> None
     assert all(key in text for key in ("samples", "results", "store", "models", "workers", "invalid"))
 
 
-@pytest.mark.parametrize(
-    ("path", "value"),
-    [
-        (["samples"], 3),
-        (["samples"], None),
-        (["samples"], ""),
-        (["results"], ["results"]),
-        (["models"], {}),
-        (["models"], [MODEL]),
-        (["models", MODEL], None),
-        (["models", MODEL, "weights"], 5),
-        (["models", MODEL, "weights"], ""),
-        (["models", MODEL, "sha256"], "abc"),
-        (["models", MODEL, "sha256"], "0" * 64 + "\n"),
-        (["models", MODEL, "layers"], -1),
-        (["models", MODEL, "layers"], []),
-        (["models", MODEL, "layers"], ["-1"]),
-        (["models", MODEL, "layers"], [1.5]),
-        (["models", MODEL, "layers"], [True]),
-        (["models", MODEL, "layers"], [3, 3]),
-        (["models", MODEL, "representations"], "mean"),
-        (["models", MODEL, "max_length"], 0),
-        (["models", MODEL, "max_length"], "1022"),
-        (["sharding", "target_minutes"], 0),
-        (["sharding", "target_minutes"], "5"),
-        (["workers", "max_jobs"], 0),
-        (["workers", "gpus_per_job"], -1),
-        (["workers", "tokens_per_pack"], 2),
-        (["workers", "tokens_per_pack"], "many\nmore"),
-        (["workers"], None),
-    ],
-)
+def test_an_unknown_key_that_is_known_elsewhere_is_told_with_that_place() -> None:
+    text = complaint(changed("part_mb", value=3))
+    assert "'part_mb'" in text
+    assert "'tables'" in text
+
+
+def test_an_unknown_key_is_told_before_what_is_wrong_with_values() -> None:
+    text = complaint({"samples": 3, "models": {MODEL: {"layers": "all", "wieghts": "fair-esm"}}})
+    assert "'wieghts'" in text
+    assert "'weights'" in text
+
+
+WRONG: list[tuple[list[str], object]] = [
+    (["samples"], 3),
+    (["samples"], None),
+    (["samples"], ""),
+    (["results"], ["results"]),
+    (["models"], {}),
+    (["models"], [MODEL]),
+    (["models", MODEL], None),
+    (["models", MODEL, "weights"], 5),
+    (["models", MODEL, "weights"], ""),
+    (["models", MODEL, "sha256"], "abc"),
+    (["models", MODEL, "sha256"], "0" * 64 + "\n"),
+    (["models", MODEL, "layers"], -1),
+    (["models", MODEL, "layers"], []),
+    (["models", MODEL, "layers"], ["-1"]),
+    (["models", MODEL, "layers"], [1.5]),
+    (["models", MODEL, "layers"], [True]),
+    (["models", MODEL, "layers"], [3, 3]),
+    (["models", MODEL, "representations"], "mean"),
+    (["models", MODEL, "max_length"], 0),
+    (["models", MODEL, "max_length"], "1022"),
+    (["sharding", "target_minutes"], 0),
+    (["sharding", "target_minutes"], "5"),
+    (["workers", "max_jobs"], 0),
+    (["workers", "gpus_per_job"], -1),
+    (["workers", "tokens_per_pack"], 2),
+    (["workers", "tokens_per_pack"], "many\nmore"),
+    (["workers"], None),
+    (["samples"], True),
+    (["models"], None),
+    (["models", MODEL, "sha256"], None),
+    (["models", MODEL, "sha256"], 12),
+    (["models", MODEL, "representations"], ["mean", "mean"]),
+    (["models", MODEL, "max_length"], True),
+    (["models", MODEL, "max_length"], 10.5),
+    (["sharding", "target_minutes"], True),
+    (["sharding", "target_minutes"], -1),
+    (["tables", "part_mb"], None),
+    (["tables", "part_mb"], False),
+    (["workers", "mix_models"], 1),
+    (["workers", "mix_models"], "yes"),
+    (["workers", "max_jobs"], [4]),
+    (["workers", "max_jobs"], {"a": 4}),
+    (["workers", "processes"], 2.5),
+    (["workers", "tokens_per_pack"], True),
+    (["workers", "tokens_per_pack"], None),
+    (["workers"], 4),
+    (["workers"], ["max_jobs"]),
+    (["exports"], "csv"),
+    (["exports"], None),
+]
+#: What JSON knows no word for.
+NO_NUMBERS: list[tuple[list[str], object]] = [
+    ([section, key], value)
+    for section, key in [("sharding", "target_minutes"), ("tables", "part_mb"), ("workers", "max_jobs")]
+    for value in (math.nan, math.inf, -math.inf)
+]
+
+
+@pytest.mark.parametrize(("path", "value"), [*WRONG, *NO_NUMBERS])
 def test_a_wrong_value_is_told_with_its_key(path: list[str], value: object) -> None:
-    assert ".".join(path) in complaint(changed(*path, value=value))
+    assert re.match(rf"config: {re.escape('.'.join(path))}(\.\d+)?: ", complaint(changed(*path, value=value)))
+
+
+@pytest.mark.parametrize(("path", "value"), WRONG)
+def test_an_editor_that_knows_the_schema_marks_what_is_refused(path: list[str], value: object) -> None:
+    for place in ([], ["models", MODEL], ["workers"]):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(changed(*place, "nokey", value=1), SCHEMA)
+    if value != "0" * 64 + "\n":  # `$` is before a last line break in Python, and not in JSON schema
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(changed(*path, value=value), SCHEMA)
+
+
+def test_an_editor_that_knows_the_schema_marks_nothing_in_a_config_that_is_taken() -> None:
+    for config in (CONFIG, CONFIG.with_name("demo.yaml")):
+        jsonschema.validate(yaml.safe_load(config.read_text()), SCHEMA)
+
+
+KEYS = st.sampled_from(
+    [*SCHEMA["properties"], *(key for part in SCHEMA["$defs"].values() for key in part["properties"])]
+)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.dates() | st.binary() | KEYS
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS | SCALARS.filter(bool), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.lists(KEYS, min_size=1, max_size=2), ANYTHING)
+def test_whatever_is_written_is_taken_or_told_in_one_line(path: list[str], value: object) -> None:
+    configs: list[Any] = [value, changed(path[0], value=value), changed("models", MODEL, path[-1], value=value)]
+    configs += [changed(section, path[-1], value=value) for section in ("sharding", "workers", "tables", "models")]
+    for config in configs:
+        try:
+            check_config(config)
+        except ConfigError as error:
+            one_line(error)
 
 
 @pytest.mark.parametrize(
@@ -179,6 +261,90 @@ def test_a_whole_number_with_a_point_is_refused_or_made_whole(path: list[str]) -
         for key in path:
             found = found[key]
         assert isinstance(found, int)
+
+
+def test_numbers_typed_within_braces_on_the_command_line_are_numbers() -> None:
+    workers = {"max_jobs": "2", "mix_models": "True", "tokens_per_pack": "auto"}
+    models = {MODEL: {"layers": ["0", "-1"], "max_length": "300"}}
+    typed = {"workers": workers, "models": models, "sharding": {"target_minutes": "0.5"}}
+    config = copy.deepcopy(MINIMAL | typed)
+    config["models"][MODEL]["weights"] = "fair-esm"
+    checked = check_config(config, typed)
+    expected = {"max_jobs": 2, "mix_models": True, "tokens_per_pack": "auto"}
+    assert expected.items() <= checked["workers"].items()
+    assert checked["models"][MODEL]["layers"] == [0, -1]
+    assert checked["models"][MODEL]["max_length"] == 300
+    assert checked["sharding"] == {"target_minutes": 0.5}
+    with pytest.raises(ConfigError, match=r"workers\.max_jobs"):
+        check_config(changed("workers", value=workers), {"workers": {"processes": "2"}})
+
+
+@pytest.mark.parametrize("typed", ["two", "2.5", "nan", "inf", ""])
+def test_what_is_typed_and_is_no_number_is_refused(typed: str) -> None:
+    with pytest.raises(ConfigError, match=r"workers\.max_jobs"):
+        check_config(changed("workers", "max_jobs", value=typed), {"workers": {"max_jobs": typed}})
+
+
+def test_a_model_whose_name_is_a_number_to_yaml_has_that_name(here: Path) -> None:
+    checked = check_config(yaml.safe_load("samples: s\nmodels: {650: {weights: a.fa}}"))
+    assert list(checked["models"]) == ["650"]
+    assert "models.650" in complaint(yaml.safe_load("samples: s\nmodels: {650: {weights: b}}"))
+
+
+@pytest.mark.parametrize("name", ["no", "1.5", "null", "2026-01-01"])
+def test_a_name_that_is_something_else_to_yaml_is_refused(name: str) -> None:
+    text = complaint(yaml.safe_load(f"samples: s\nmodels: {{? {name} : {{weights: fair-esm}}}}"))
+    assert text.startswith("config: models: ")
+    assert "quotes" in text
+    assert "quotes" in complaint(yaml.safe_load(f"models: {{}}\n{name}: 2"))
+
+
+def test_paths_have_home_and_variables_put_in(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(here / "home"))
+    monkeypatch.setenv("SCRATCH", str(here))
+    config = {"samples": "~/s.tsv", "results": "$SCRATCH/results", "store": "${SCRATCH}_b", "models": {}}
+    config["models"] = {"x": {"weights": "$SCRATCH/a.fa"}}
+    checked = check_config(config)
+    assert checked["samples"] == str(here / "home/s.tsv")
+    assert checked["results"] == str(here / "results")
+    assert checked["store"] == f"{here}_b"
+    assert checked["models"]["x"]["weights"] == str(here / "a.fa")
+
+
+@pytest.mark.parametrize("path", [["samples"], ["results"], ["store"], ["models", MODEL, "weights"]])
+@pytest.mark.parametrize("value", ["$NOWHERE/x", "a/${NOWHERE}", "~nobody_of_that_name/x"])
+def test_a_path_with_a_variable_or_home_that_there_is_not_is_refused(
+    path: list[str], value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NOWHERE", raising=False)
+    text = complaint(changed(*path, value=value))
+    assert ".".join(path) in text
+    assert value in text
+    assert ("NOWHERE is not set" in text) is ("NOWHERE" in value)
+
+
+@pytest.mark.parametrize("value", ["a{b}", "a\0b", "a\nb", "${HOME"])
+def test_a_path_that_snakemake_would_read_in_another_way_is_refused(value: str) -> None:
+    assert "results" in complaint(changed("results", value=value))
+
+
+@pytest.mark.parametrize(("overlap", "length"), [(1022, 1022), (256, 200), (None, 100)])
+def test_windows_that_would_not_advance_are_refused(overlap: int | None, length: int) -> None:
+    model = {"weights": "fair-esm", "max_length": length}
+    model |= {} if overlap is None else {"window_overlap": overlap}
+    text = complaint(changed("models", MODEL, value=model))
+    assert f"models.{MODEL}.window_overlap" in text
+    assert str(length) in text
+    for other in ({"long_sequences": "truncate"}, {"window_overlap": length - 1}):
+        check_config(changed("models", MODEL, value=model | other))
+
+
+def test_contacts_from_windows_are_refused() -> None:
+    model = {"weights": "fair-esm", "representations": ["mean", "contacts"]}
+    text = complaint(changed("models", MODEL, value=model))
+    assert f"models.{MODEL}.long_sequences" in text
+    assert "windows" in text
+    check_config(changed("models", MODEL, value=model | {"long_sequences": "truncate"}))
 
 
 def test_weights_that_are_absent_are_told_with_model_and_path(here: Path) -> None:
@@ -330,12 +496,13 @@ def test_an_absent_sheet_and_a_directory_are_refused(here: Path) -> None:
 
 
 def test_readme_tells_type_default_example_and_effect_of_each_key() -> None:
-    schema = json.loads((CONFIG.parent / "schemas" / "config.schema.json").read_text())
     keys = set()
-    for name, part in schema["properties"].items():
-        inner = part.get("additionalProperties") or part
+    for name, part in SCHEMA["properties"].items():
+        [inner] = part.get("patternProperties", {name: part}).values()
         prefix = f"{name}.NAME" if inner is not part else name
-        keys |= {f"{prefix}.{key}" for key in inner.get("properties", {})} or {name}
+        inside = SCHEMA["$defs"][inner["$ref"].split("/")[-1]]["properties"] if "$ref" in inner else {}
+        keys |= {f"{prefix}.{key}" for key in inside} or {name}
+    assert len(keys) > 20
     rows = [line.strip("|").split(" | ") for line in (CONFIG.parent / "README.md").read_text().splitlines()]
     told = {row[0].strip(" `"): row for row in rows if len(row) > 1}
     assert keys <= told.keys()

@@ -7,10 +7,22 @@ import sys
 from pathlib import Path
 
 import reference
+from esmflow.config.documents import documents
 
 ROOT = Path(__file__).parents[2]
 #: Packages that a machine for the tests on a GPU need not have.
-ABSENT = ["Bio", "duckdb", "esm", "jsonschema", "requests", "snakemake", "transformers", "yaml", "zstandard"]
+ABSENT = [
+    "Bio",
+    "duckdb",
+    "esm",
+    "jsonschema",
+    "pydantic",
+    "requests",
+    "snakemake",
+    "transformers",
+    "yaml",
+    "zstandard",
+]
 
 
 def python(code: str, cwd: Path) -> str:
@@ -27,6 +39,11 @@ def test_the_engine_s_example_runs(tmp_path: Path) -> None:
     [example] = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "engine.md").read_text(), re.DOTALL)
     lines = python(example, tmp_path).splitlines()
     assert sorted(lines) == ["first (48,) None", "first (48,) None", "second (48,) None"]
+
+
+def test_what_is_written_of_the_config_follows_from_its_declaration() -> None:
+    for path, text in documents().items():
+        assert path.read_text() == text, f"{path} is not what `make documents` writes"
 
 
 def test_tests_on_a_gpu_need_few_packages(tmp_path: Path) -> None:

@@ -18,40 +18,18 @@ from itertools import pairwise
 import numpy as np
 import torch
 
+from esmflow.engine.figures import Figures
 from esmflow.engine.packing import CPU_TOKENS, InlineLoader, ProcessLoader, plan_packs
 from esmflow.errors import DeviceLostError
-from esmflow.model.pooling import Pieces, Represented, combine, represent
-from esmflow.model.trunk import Esm, Pack
-from esmflow.spec import WHOLE, Output
-from esmflow.treatment import Piece
-from esmflow.treatment import pieces as cut
+from esmflow.model.pack import Pack
+from esmflow.model.pooling import Pieces, Represented, represent
+from esmflow.model.trunk import Esm
+from esmflow.representation import Output, combine
+from esmflow.treatment import WHOLE, Piece, Treatment
 
 _NOTHING = np.empty(0, dtype=np.float32)
 #: Packs that are prepared, computed or copied at the same time on a GPU.
 _AHEAD = 4
-
-
-@dataclass
-class Figures:
-    """What an engine has done so far."""
-
-    sequences: int = 0
-    residues: int = 0
-    tokens: int = 0
-    packs: int = 0
-    pack_capacity: int = 0
-    """Tokens that the packs could have held: their budget, or more for a single long sequence."""
-    last_pack_free: int = 0
-    """Free tokens in the emptiest packs, one for each call of `submit`."""
-    splits: int = 0
-    """Packs that did not fit into memory and were split."""
-    waiting_seconds: float = 0.0
-    """Time that the device waited for packs to be made."""
-
-    @property
-    def fill(self) -> float:
-        """Share of the packs' capacity that was filled, but for the last pack of each call."""
-        return self.tokens / max(self.pack_capacity - self.last_pack_free, 1)
 
 
 @dataclass(frozen=True)
@@ -76,17 +54,17 @@ class _Task:
     pieces: list[tuple[int, Piece]]
     tokens: np.ndarray = field(init=False)
     """int64 [pieces], with BOS and EOS."""
-    wanted: list[Output] = field(init=False)
+    computed: list[Output] = field(init=False)
+    """The outputs, and what else it takes to make them of pieces."""
     results: Pieces = field(init=False)
     reasons: list[str | None] = field(init=False)
     left: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokens = np.array([piece.stop - piece.start + 2 for _, piece in self.pieces], dtype=np.int64)
-        # The std of a sequence in several pieces needs their means.
-        means = {Output(output.layer, "mean") for output in self.outputs if output.representation == "std"}
-        self.wanted = sorted({*self.outputs, *means})
-        self.results = {output: [_NOTHING] * len(self.pieces) for output in self.wanted}
+        means = {Output(output.layer, "mean") for output in self.outputs if output.kind.needs_mean}
+        self.computed = sorted({*self.outputs, *means})
+        self.results = {output: [_NOTHING] * len(self.pieces) for output in self.computed}
         self.reasons = [None] * len(self.sequences)
         self.left = len(self.pieces)
 
@@ -101,7 +79,7 @@ class _Task:
                     values[output].append(_NOTHING if output.ragged else np.full(embed_dim, np.nan, np.float32))
                 else:
                     means = self.results.get(Output(output.layer, "mean"), [])[first:last]
-                    values[output].append(combine(output, self.results[output][first:last], means, kept))
+                    values[output].append(combine(output, self.results[output][first:last], kept, means))
         return Embedded(values, self.reasons)
 
 
@@ -143,14 +121,14 @@ class Engine:
         self,
         sequences: Sequence[bytes],
         outputs: Sequence[Output],
-        treatment: str = WHOLE,
+        treatment: Treatment = WHOLE,
         progress: Callable[[int, int, float], None] | None = None,
     ) -> int:
         """Take sequences (upper-case residue letters, at least one each) to be embedded; returns their ticket.
 
         `progress` is called for each finished pack with its sequences, residues and FLOPs.
         """
-        pieces = [(row, piece) for row, residues in enumerate(sequences) for piece in cut(len(residues), treatment)]
+        pieces = [(row, piece) for row, residues in enumerate(sequences) for piece in treatment.pieces(len(residues))]
         self._tickets += 1
         task = _Task(self._tickets, sequences, outputs, progress, pieces)
         packs = plan_packs(task.tokens, self.tokens_per_pack)
@@ -174,11 +152,11 @@ class Engine:
         if not self._running:
             return []
         task, members, future = self._running.popleft()
-        found = self._outcome(future)
+        results = self._outcome(future)
         # What an exception in the future holds is to be free before a failed pack is tried again.
         del future
-        if found is not None:
-            self._take(task, members, found)
+        if results is not None:
+            self._take(task, members, results)
         elif len(members) > 1:
             self._split(task, members)
         else:
@@ -192,7 +170,7 @@ class Engine:
         while self._waiting or self._running:
             yield from self.step()
 
-    def embed(self, sequences: Sequence[bytes], outputs: Sequence[Output], treatment: str = WHOLE) -> Embedded:
+    def embed(self, sequences: Sequence[bytes], outputs: Sequence[Output], treatment: Treatment = WHOLE) -> Embedded:
         """Submit and drain, for an engine that has nothing else in hand."""
         self.submit(sequences, outputs, treatment)
         [(_, embedded)] = self.drain()
@@ -217,13 +195,13 @@ class Engine:
             self._waiting.extendleft((task, pack) for pack in reversed(packs[1:]))
             members = packs[0]
         loaded = self._loader.load(*_stretches(task, members))
-        self._running.append((task, members, self._compute.submit(self._represent, loaded, task.wanted)))
+        self._running.append((task, members, self._compute.submit(self._represent, loaded, task.computed)))
 
-    def _represent(self, pack: Future[Pack], wanted: Sequence[Output]) -> Represented:
+    def _represent(self, pack: Future[Pack], outputs: Sequence[Output]) -> Represented:
         start = time.monotonic()
         ready = pack.result()
         self.figures.waiting_seconds += time.monotonic() - start
-        return represent(self.model, ready, wanted, self._stream)
+        return represent(self.model, ready, outputs, self._stream)
 
     def _outcome(self, future: Future[Represented]) -> Pieces | None:
         """A pack's results; None if memory did not suffice, for which PyTorch has no exception of its own on a CPU."""
@@ -255,11 +233,11 @@ class Engine:
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _take(self, task: _Task, members: np.ndarray, found: Pieces) -> None:
+    def _take(self, task: _Task, members: np.ndarray, results: Pieces) -> None:
         for place, member in enumerate(members):
-            values = {output: results[place] for output, results in found.items()}
+            values = {output: pieces[place] for output, pieces in results.items()}
             if not _finite(values):
-                alone = represent(self.exact(), Pack.of(*_stretches(task, members[[place]])), task.wanted).get()
+                alone = represent(self.exact(), Pack.of(*_stretches(task, members[[place]])), task.computed).get()
                 values = {output: results[0] for output, results in alone.items()}
                 if not _finite(values):
                     task.reasons[task.pieces[member][0]] = "non-finite representation"

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 import numpy as np
 import torch
 
-from esmflow.model.trunk import Pack
+from esmflow.model.pack import Pack
 
 #: On a CPU a pack should stay in the cache.
 CPU_TOKENS = 1024

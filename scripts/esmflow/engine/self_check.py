@@ -1,15 +1,15 @@
 """The self-check: a sample of what was embedded, embedded again alone and in float32."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from esmflow.engine.engine import Embedded, Engine
 from esmflow.engine.packing import InlineLoader
 from esmflow.errors import DeviceError
-from esmflow.spec import Output
-from esmflow.treatment import cost
+from esmflow.receipt import SelfCheck
+from esmflow.representation import Output
+from esmflow.treatment import Treatment
 
 #: The cosine to float32 that each precision is to keep.
 LEAST_COSINE = {"fp16": 0.9999, "bf16": 0.999}
@@ -18,18 +18,8 @@ _LARGEST_DIFFERENCE = 1e-4
 _SHARE = 0.01
 
 
-@dataclass(frozen=True)
-class SelfCheck:
-    """How far values were from those of the same sequences embedded alone in float32."""
-
-    sequences: int
-    largest_difference: float
-    """Relative L2 error, the largest of all outputs and sequences."""
-    least_cosine: float
-
-
 def self_check(
-    engine: Engine, sequences: Sequence[bytes], outputs: Sequence[Output], treatment: str, embedded: Embedded
+    engine: Engine, sequences: Sequence[bytes], outputs: Sequence[Output], treatment: Treatment, embedded: Embedded
 ) -> SelfCheck:
     """Compare a random sample, of 1 % of the cost at most, or of one sequence; none if none has vectors.
 
@@ -37,7 +27,7 @@ def self_check(
     its libraries are at fault.
     """
     model = engine.model
-    costs = cost(model.architecture, np.array([len(residues) for residues in sequences]), treatment, 1)
+    costs = treatment.cost(model.architecture, np.array([len(residues) for residues in sequences]), 1)
     order = np.random.default_rng(0).permutation(np.flatnonzero([reason is None for reason in embedded.reasons]))
     sample = order[: max(int(np.searchsorted(costs[order].cumsum(), _SHARE * costs.sum(), "right")), 1)]
     if not len(sample):
@@ -49,12 +39,12 @@ def self_check(
     difference, cosine = 0.0, 1.0
     for output in outputs:
         for row, value in zip(sample, again.values[output], strict=True):
-            found = embedded.values[output][row].ravel().astype(np.float64)
-            expected = value.ravel().astype(np.float64)
+            packed = embedded.values[output][row].ravel().astype(np.float64)
+            single = value.ravel().astype(np.float64)
             # A single residue has a std of 0, of which there is nothing to compare.
-            if size := np.linalg.norm(expected):
-                difference = max(difference, float(np.linalg.norm(found - expected) / size))
-                cosine = min(cosine, float(found @ expected / size / max(np.linalg.norm(found), 1e-30)))
+            if size := np.linalg.norm(single):
+                difference = max(difference, float(np.linalg.norm(packed - single) / size))
+                cosine = min(cosine, float(packed @ single / size / max(np.linalg.norm(packed), 1e-30)))
     if difference > _LARGEST_DIFFERENCE and cosine < LEAST_COSINE.get(model.precision, 2):
         raise DeviceError(
             f"self-check on {model.device} failed: a vector differs from the same computed alone by "

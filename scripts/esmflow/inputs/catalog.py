@@ -119,3 +119,18 @@ def ingest(sample: str, fastas: Iterable[Path], catalog: Path, sequences: Path, 
         for table in tables:
             table.flush()
     log.info("%s: %s records, %s skipped, %s residues", sample, f"{records:,}", f"{skipped:,}", f"{residues:,}")
+
+
+def keys_of(catalog: Path, identifier: str) -> list[tuple[bytes, int]]:
+    """Key and length of the sequences that bear an ID in a catalog. Raises DataError if there are none."""
+    try:
+        table = pq.read_table(catalog, columns=["key", "length", "reason"], filters=[("id", "=", identifier)])
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{catalog}: cannot be read as a catalog; give results/catalog/SAMPLE.parquet") from error
+    rows = table.to_pylist()
+    if not rows:
+        raise DataError(f"{catalog}: no record is called {identifier!r}")
+    sequences = dict.fromkeys((row["key"], row["length"]) for row in rows if row["key"])
+    if not sequences:
+        raise DataError(f"{catalog}: {identifier} was skipped: {rows[0]['reason']}")
+    return list(sequences)

@@ -128,3 +128,11 @@ def _refusal(others: bytes) -> str | None:
     if any(digit in others for digit in b"0123456789"):
         return "digit"
     return "invalid character"
+
+
+def key_of(residues: str) -> tuple[bytes, int]:
+    """Key and length of a sequence, cleaned as `ingest` does. Raises DataError if it is none."""
+    record = clean(RawRecord(1, "given", residues))
+    if record.reason:
+        raise DataError(f"residues: {record.reason}; give a protein sequence")
+    return record.key, len(record.residues)

@@ -11,9 +11,9 @@ from pathlib import Path
 import requests
 
 from esmflow import files
-from esmflow.descriptor import Descriptor
 from esmflow.errors import ConfigError, DataError
 from esmflow.model.weights import contact_regression, describe, weight_files
+from esmflow.planned_model import Descriptor
 from esmflow.progress import Progress
 from esmflow.weights_source import WheelMember, require_official
 
@@ -58,8 +58,10 @@ def fetch(
         path = Path(weights)
     if sha256:
         for part in weight_files(path)[:1]:
-            if (found := files.sha256(part)) != sha256:
-                raise DataError(f"{part}: SHA-256 is {found}, not {sha256} as configured; delete it and fetch it again")
+            if (digest := files.sha256(part)) != sha256:
+                raise DataError(
+                    f"{part}: SHA-256 is {digest}, not {sha256} as configured; delete it and fetch it again"
+                )
     descriptor = describe(name, path)
     log.info("%s: %s, SHA-256 %s", name, descriptor.architecture, descriptor.sha256)
     return descriptor

@@ -19,11 +19,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from esmflow import files
-from esmflow.descriptor import LETTERS, Architecture, Descriptor
+from esmflow.alphabet import MASK, TOKENS
+from esmflow.architecture import Architecture
 from esmflow.errors import DataError
+from esmflow.planned_model import Descriptor
 
-#: The token number of `<mask>`.
-_MASK = 32
 _HUGGING_FACE = [
     (r"LayerNorm\.gamma$", "LayerNorm.weight"),
     (r"LayerNorm\.beta$", "LayerNorm.bias"),
@@ -129,7 +129,7 @@ def read(parts: list[Path]) -> Checkpoint:
     architecture = _architecture(parts[0], tensors, settings)
     if architecture.kind == "ESM-1b" and architecture.lm_head:
         # fair-esm does so when it loads such a file; its head and its embedding are one tensor.
-        tensors["lm_head.weight"] = tensors["lm_head.weight"].index_fill(0, torch.tensor([_MASK]), 0.0)
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].index_fill(0, torch.tensor([MASK]), 0.0)
     return Checkpoint(architecture, tensors)
 
 
@@ -188,9 +188,13 @@ def _architecture(path: Path, tensors: Mapping[str, torch.Tensor], settings: Map
     layers = len({name.split(".")[1] for name in tensors if name.startswith("layers.")})
     needed = ["embed_tokens.weight", "emb_layer_norm_after.weight", "emb_layer_norm_after.bias"]
     needed += [f"layers.{layer}.{name}" for layer in range(layers) for name in _LAYER]
-    if not layers or any(name not in tensors for name in needed) or tensors["embed_tokens.weight"].shape[0] != LETTERS:
+    if (
+        not layers
+        or any(name not in tensors for name in needed)
+        or tensors["embed_tokens.weight"].shape[0] != len(TOKENS)
+    ):
         found = ", ".join(f"{name} {list(tensors[name].shape)}" for name in list(tensors)[:3])
-        missing = next((name for name in needed if name not in tensors), f"a {LETTERS}-letter alphabet")
+        missing = next((name for name in needed if name not in tensors), f"a {len(TOKENS)}-letter alphabet")
         raise DataError(
             f"{path}: not an ESM-2, ESM-1b or ESM-1v model; found {len(tensors)} tensors "
             f"({found}, ...) but no {missing}"

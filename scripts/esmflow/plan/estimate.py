@@ -1,11 +1,12 @@
 """Estimates of worker jobs, made before they run: how long they take and how much memory the host needs."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
-from esmflow.descriptor import Descriptor
-from esmflow.spec import Output
+from esmflow.planned_model import Descriptor
+from esmflow.receipt import Receipt
+from esmflow.representation import Output
 
 #: FLOPs per second of a device where no receipt tells. Two threads of an AMD EPYC were measured at 1e11 with ESM-2 8M
 #: in float32; the rates of GPUs are assumptions, meant to be low, which nobody has measured.
@@ -33,7 +34,7 @@ class Rate(NamedTuple):
     """Whether receipts told it."""
 
 
-def rate(receipts: Iterable[Mapping[str, Any]], model: str, precision: str, gpus_per_job: int) -> Rate:
+def rate(receipts: Iterable[Receipt], model: str, precision: str, gpus_per_job: int) -> Rate:
     """The rate that earlier jobs had: those of the same model, else of any on that device; else an assumed one.
 
     Where GPUs are asked for and all receipts tell of CPUs, there is no GPU, and the next job will find none either.
@@ -41,11 +42,11 @@ def rate(receipts: Iterable[Mapping[str, Any]], model: str, precision: str, gpus
     flops: defaultdict[tuple[str, str, str], float] = defaultdict(float)
     seconds: defaultdict[tuple[str, str, str], float] = defaultdict(float)
     for receipt in receipts:
-        for name, use in receipt["models"].items():
-            known = use["device"].partition(":")[0], use["precision"]
-            for own in (name, ""):
-                flops[*known, own] += use["flops"] * receipt["figures"]["processes"]
-                seconds[*known, own] += use["computing_seconds"]
+        for name, use in receipt.models.items():
+            kind = use.device.partition(":")[0], use.precision
+            for key in (name, ""):
+                flops[*kind, key] += use.flops * receipt.figures.processes
+                seconds[*kind, key] += use.computing_seconds
     device = "cuda" if gpus_per_job and {known for known, _, _ in flops} != {"cpu"} else "cpu"
     computed = {"cpu": "fp32", "cuda": "fp16"}[device] if precision == "auto" else precision
     for name in (model, ""):
@@ -57,7 +58,7 @@ def rate(receipts: Iterable[Mapping[str, Any]], model: str, precision: str, gpus
 
 def minutes(descriptor: Descriptor, cost: float, rate: Rate) -> float:
     """How long a job of so many FLOPs is expected to take, its start included."""
-    load = sum(size for size, _ in descriptor.stamp) / _LOAD_RATE
+    load = _stored_bytes(descriptor) / _LOAD_RATE
     return (_START_SECONDS + load + cost / rate.flops_per_second) / 60
 
 
@@ -77,13 +78,18 @@ def memory_mb(
     largest shard.
     """
     shape = descriptor.architecture
-    stored = sum(size for size, _ in descriptor.stamp)
+    stored = _stored_bytes(descriptor)
     needed = _BASE_BYTES[device] + _SHARD_COPIES * shard_bytes
     if device == "cuda":
         return -(-(needed + stored) >> 20)
     tokens = max(tokens_per_pack or _AUTO_TOKENS, longest + 2)
     pack = 4 * tokens * _VALUES_PER_TOKEN * shape.embed_dim
-    if any(output.representation == "contacts" for output in outputs):
+    if any(output.kind.from_attention for output in outputs):
         pack += 4 * 4 * shape.heads * longest**2
     # While they are loaded, the weights are there as stored and as computed with.
     return -(-(needed + stored + 4 * shape.matrix_numbers + threads * pack) >> 20)
+
+
+def _stored_bytes(descriptor: Descriptor) -> int:
+    """Of the weights' files."""
+    return sum(size for size, _ in descriptor.stamp)

@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from esmflow.descriptor import Descriptor
-from esmflow.spec import ModelSpec, Output
+from esmflow.planned_model import PlannedModel
+from esmflow.representation import Output
 from esmflow.store.store import metadata_of
 
 #: Proteins in a map, drawn at random if there are more: as many as a browser moves with ease.
@@ -18,9 +18,9 @@ MAP_PROTEINS = 5000
 _QUERIES, _NEIGHBOURS = 8, 5
 
 
-def map_output(spec: ModelSpec, descriptor: Descriptor) -> Output | None:
+def map_output(model: PlannedModel) -> Output | None:
     """The output that a model's map shows: the deepest layer's mean, or else another vector; None without vectors."""
-    vectors = [output for output in spec.outputs(descriptor.architecture.layers) if not output.ragged]
+    vectors = [output for output in model.outputs if not output.ragged]
     return max(vectors, key=lambda output: (output.representation == "mean", output.layer), default=None)
 
 
@@ -51,9 +51,9 @@ def draw(tables: Mapping[str, Sequence[Path]], count: int = MAP_PROTEINS) -> Dra
     ids: list[str] = []
     lengths, vectors, begin = [], [], 0
     for sample, path, rows in parts:
-        own = chosen[(chosen >= begin) & (chosen < begin + rows)] - begin
+        drawn = chosen[(chosen >= begin) & (chosen < begin + rows)] - begin
         begin += rows
-        for table in _take(path, own):
+        for table in _take(path, drawn):
             samples += [sample] * len(table)
             ids += table["id"].to_pylist()
             lengths.append(table["length"].to_numpy())
@@ -64,16 +64,16 @@ def draw(tables: Mapping[str, Sequence[Path]], count: int = MAP_PROTEINS) -> Dra
     return Drawn(samples, ids, np.concatenate(lengths), np.concatenate(vectors), records, versions)
 
 
-def _take(path: Path, rows: np.ndarray) -> Iterator[Any]:
+def _take(path: Path, rows: np.ndarray) -> Iterator[pa.Table]:
     """The rows of a Parquet file, which ascend, as tables; of its row groups only those that have one are read."""
     begin = 0
     with pq.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group).num_rows
-            own = rows[(rows >= begin) & (rows < begin + size)] - begin
+            chosen = rows[(rows >= begin) & (rows < begin + size)] - begin
             begin += size
-            if own.size:
-                yield file.read_row_group(group).take(own)
+            if chosen.size:
+                yield file.read_row_group(group).take(chosen)
 
 
 _Projected = tuple[np.ndarray, tuple[str, str]]
@@ -107,7 +107,32 @@ def pca(vectors: np.ndarray) -> _Projected:
     return centred @ directions, (f"PC 1 ({shares[0]:.1%} of the variance)", f"PC 2 ({shares[1]:.1%})")
 
 
-def neighbours(drawn: Drawn) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class Protein:
+    """One of those drawn."""
+
+    id: str
+    sample: str
+    length: int
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A protein that points nearly the same way as another."""
+
+    protein: Protein
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """A protein and those nearest to it, the nearest first."""
+
+    protein: Protein
+    nearest: list[Neighbour]
+
+
+def neighbours(drawn: Drawn) -> list[Neighbourhood]:
     """The proteins that point most nearly the same way as some of those drawn, by cosine."""
     unit = drawn.vectors / np.linalg.norm(drawn.vectors, axis=1, keepdims=True)
     result = []
@@ -115,10 +140,10 @@ def neighbours(drawn: Drawn) -> list[dict[str, Any]]:
         cosines = unit @ unit[query]
         cosines[query] = -np.inf
         nearest = np.argsort(-cosines, kind="stable")[: min(_NEIGHBOURS, len(unit) - 1)]
-        found = [{"cosine": float(cosines[row]), **_protein(drawn, row)} for row in nearest]
-        result.append({**_protein(drawn, query), "nearest": found})
+        near = [Neighbour(_protein(drawn, row), float(cosines[row])) for row in nearest]
+        result.append(Neighbourhood(_protein(drawn, query), near))
     return result
 
 
-def _protein(drawn: Drawn, row: int) -> dict[str, Any]:
-    return {"id": drawn.ids[row], "sample": drawn.samples[row], "length": int(drawn.lengths[row])}
+def _protein(drawn: Drawn, row: int) -> Protein:
+    return Protein(drawn.ids[row], drawn.samples[row], int(drawn.lengths[row]))

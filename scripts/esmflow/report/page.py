@@ -5,22 +5,25 @@ It is made from the plan, the receipts, the status files and the feature tables,
 
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from esmflow import __version__, database, files
-from esmflow.descriptor import Descriptor
-from esmflow.report.maps import draw, map_output, neighbours, projections
+from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
+from esmflow.receipt import Receipt, SelfCheck
+from esmflow.report.maps import Drawn, Neighbourhood, draw, map_output, neighbours, projections
 from esmflow.report.plots import balance_plot, fragment, lengths_plot, protein_map, seconds_plot
-from esmflow.spec import ModelSpec, Output
+from esmflow.representation import Output
+from esmflow.results import Results, TableName
+from esmflow.run_plan import RunPlan
 
 #: Jobs in the table, the longest first.
 _JOBS = 50
@@ -46,33 +49,44 @@ class Sample:
         return self.embedded + sum(self.skipped.values())
 
 
+@dataclass(frozen=True)
+class ModelMaps:
+    """A model, and the maps of its proteins."""
+
+    model: PlannedModel
+    output: Output | None
+    """What the maps show."""
+    drawn: Drawn | None
+    maps: dict[str, str]
+    """HTML of each, by the way of projection, such as `PCA`."""
+    neighbours: list[Neighbourhood]
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What the self-checks of jobs found at worst, of one model computed in one way."""
+
+    model: str
+    device: str
+    precision: str
+    attention: str
+    jobs: int
+    sequences: int
+    worst: SelfCheck
+
+
 def write_report(
-    results: Path, samples: Sequence[str], specs: Sequence[ModelSpec], config: Mapping[str, Any], page: Path
+    results: Results, samples: Sequence[str], specs: Sequence[ModelSpec], config: Mapping[str, object], page: Path
 ) -> None:
     """Write the page. config: what the user configured, to be shown as it is."""
-    plan = json.loads((results / "plan" / "plan.json").read_text(encoding="utf-8"))
-    outcomes = read_statuses(results / "status", samples)
-    receipts = [
-        json.loads((results / "receipts" / f"{name}.json").read_text(encoding="utf-8"))
-        for name in sorted(set().union(*plan["tables"].values()))
-    ]
-    receipts.sort(key=lambda receipt: -receipt["figures"]["seconds"])
+    plan = RunPlan.load(results.plan)
+    outcomes = [read_status(results.status(sample), sample) for sample in samples]
+    receipts = [Receipt.load(results.receipt(name)) for name in sorted(set().union(*plan.tables.values()))]
+    receipts.sort(key=lambda receipt: -receipt.figures.seconds)
     figures: dict[str, go.Figure] = {"lengths": lengths_plot({sample.name: sample.lengths for sample in outcomes})}
     if receipts:
         figures |= {"seconds": seconds_plot(receipts), "balance": balance_plot(receipts)}
-    models = []
-    for number, spec in enumerate(specs):
-        descriptor = Descriptor.load(results / "models" / f"{spec.name}.json")
-        output = map_output(spec, descriptor)
-        model: dict[str, Any] = {"name": spec.name, "descriptor": descriptor, "output": output, "maps": []}
-        if output and (drawn := draw(_tables(results, samples, spec.name, output))):
-            for kind, project in projections(len(drawn.ids)).items():
-                place, (across, up) = project(drawn.vectors)
-                name = f"map{number}-{kind.lower()}"
-                figures[name] = protein_map(drawn, place, across, up)
-                model["maps"].append((kind, name))
-            model |= {"drawn": drawn, "neighbours": neighbours(drawn)}
-        models.append(model)
+    models = [_mapped(results, samples, spec, number) for number, spec in enumerate(specs)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -90,49 +104,51 @@ def write_report(
         plotly=get_plotlyjs(),
     )
     files.write_text(page, text)
-    log.info("%s: %d samples, %d jobs, %d plots", page, len(outcomes), len(receipts), len(figures))
+    log.info("%s: %d samples, %d jobs", page, len(outcomes), len(receipts))
 
 
-def read_statuses(directory: Path, samples: Sequence[str]) -> list[Sample]:
-    """Count the records of each sample's status file."""
-    result = []
-    with database.connect(directory / "report") as connection:
-        for sample in samples:
-            rows = connection.execute(
-                "SELECT status, reason, length, count(*) FROM read_csv($1, delim = '\t', header = true, quote = '\"', "
-                "columns = {'id': 'VARCHAR', 'length': 'INTEGER', 'status': 'VARCHAR', 'reason': 'VARCHAR', "
-                "'flags': 'VARCHAR'}) GROUP BY ALL ORDER BY ALL",
-                [str(directory / f"{sample}.tsv")],
-            ).fetchall()
-            skipped: dict[str, int] = {}
-            for status, reason, _, count in rows:
-                if status == "skipped":
-                    skipped[reason] = skipped.get(reason, 0) + count
-            lengths = {length: count for status, _, length, count in rows if status == "embedded"}
-            by_count = dict(sorted(skipped.items(), key=lambda item: -item[1]))
-            result.append(Sample(sample, sum(lengths.values()), by_count, lengths))
-    return result
+def read_status(status: Path, sample: str) -> Sample:
+    """Count the records of a sample's status file."""
+    with database.connect(status) as connection:
+        rows = connection.execute(
+            "SELECT status, reason, length, count(*) FROM read_csv($1, delim = '\t', header = true, quote = '\"', "
+            "columns = {'id': 'VARCHAR', 'length': 'INTEGER', 'status': 'VARCHAR', 'reason': 'VARCHAR', "
+            "'flags': 'VARCHAR'}, hive_partitioning = false) GROUP BY ALL ORDER BY ALL",
+            [database.literal(status)],
+        ).fetchall()
+    skipped: defaultdict[str, int] = defaultdict(int)
+    for outcome, reason, _, count in rows:
+        if outcome == "skipped":
+            skipped[reason] += count
+    lengths = {length: count for outcome, _, length, count in rows if outcome == "embedded"}
+    by_count = dict(sorted(skipped.items(), key=lambda item: -item[1]))
+    return Sample(sample, sum(lengths.values()), by_count, lengths)
 
 
-def _tables(results: Path, samples: Sequence[str], model: str, output: Output) -> dict[str, list[Path]]:
-    """The files of each sample's feature table."""
-    tables = {}
-    for sample in samples:
-        table = results / "features" / sample / model / f"{output.file_stem}.parquet"
-        tables[sample] = [table] if table.exists() else sorted(table.with_suffix(".parts").glob("part-*.parquet"))
-    return tables
+def _mapped(results: Results, samples: Sequence[str], spec: ModelSpec, number: int) -> ModelMaps:
+    """A model, which has that number on the page, with the maps of what its tables hold."""
+    model = PlannedModel(spec, Descriptor.load(results.descriptor(spec.name)))
+    output = map_output(model)
+    drawn = None
+    if output:
+        tables = {sample: TableName(sample, spec.name, output.file_stem) for sample in samples}
+        drawn = draw({sample: results.table_files(table) for sample, table in tables.items()})
+    if not drawn:
+        return ModelMaps(model, output, None, {}, [])
+    maps = {}
+    for kind, project in projections(len(drawn.ids)).items():
+        place, (across, up) = project(drawn.vectors)
+        maps[kind] = fragment(f"map{number}-{kind.lower()}", protein_map(drawn, place, across, up))
+    return ModelMaps(model, output, drawn, maps, neighbours(drawn))
 
 
-def _numerics(receipts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each model and way of computing it: what the self-checks of its jobs found at worst."""
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
+def _numerics(receipts: Sequence[Receipt]) -> list[Numerics]:
+    """What the self-checks found at worst, for each model and way of computing it."""
+    checks: defaultdict[tuple[str, str, str, str], list[SelfCheck]] = defaultdict(list)
     for receipt in receipts:
-        for name, use in receipt["models"].items():
-            key = name, use["device"].partition(":")[0], use["precision"], use["attention"]
-            row = found.setdefault(key, {"jobs": 0, "sequences": 0, "difference": 0.0, "cosine": 1.0})
-            row["jobs"] += 1
-            row["sequences"] += use["self_check"]["sequences"]
-            row["difference"] = max(row["difference"], use["self_check"]["largest_difference"])
-            row["cosine"] = min(row["cosine"], use["self_check"]["least_cosine"])
-    names = ("model", "device", "precision", "attention")
-    return [dict(zip(names, key, strict=True)) | row for key, row in sorted(found.items())]
+        for name, use in receipt.models.items():
+            checks[name, use.device.partition(":")[0], use.precision, use.attention].append(use.self_check)
+    return [
+        Numerics(*key, len(own), sum(check.sequences for check in own), SelfCheck.worst(own))
+        for key, own in sorted(checks.items())
+    ]

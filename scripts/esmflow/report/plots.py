@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 import plotly.io
 
+from esmflow.receipt import Receipt
 from esmflow.report.maps import Drawn
 
 #: Samples with a colour of their own.
@@ -29,9 +29,9 @@ def protein_map(drawn: Drawn, place: np.ndarray, across: str, up: str) -> go.Fig
     figure = go.Figure()
     groups = _groups(names)
     for title, members in groups:
-        own = np.isin(drawn.samples, members)
+        shown = np.isin(drawn.samples, members)
         figure.add_scatter(
-            x=place[own, 0], y=place[own, 1], customdata=data[own], name=title, marker={"size": 5}, **common
+            x=place[shown, 0], y=place[shown, 1], customdata=data[shown], name=title, marker={"size": 5}, **common
         )
     colour = {"size": 5, "color": np.log10(drawn.lengths), "colorscale": "Viridis", "showscale": True}
     ticks = [50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 35000]
@@ -62,8 +62,8 @@ def protein_map(drawn: Drawn, place: np.ndarray, across: str, up: str) -> go.Fig
 
 def lengths_plot(samples: Mapping[str, Mapping[int, int]]) -> go.Figure:
     """Records by length, in bins of equal width on a logarithmic scale. samples: how many have each length."""
-    found = {length for lengths in samples.values() for length in lengths} or {1}
-    edges = np.geomspace(min(found), max(found) + 1, 60)
+    occurring = {length for lengths in samples.values() for length in lengths} or {1}
+    edges = np.geomspace(min(occurring), max(occurring) + 1, 60)
     middles = np.sqrt(edges[:-1] * edges[1:])
     hover = [f"{np.ceil(a):,.0f} to {np.ceil(b) - 1:,.0f} residues" for a, b in pairwise(edges)]
     figure = go.Figure()
@@ -89,12 +89,12 @@ def lengths_plot(samples: Mapping[str, Mapping[int, int]]) -> go.Figure:
     )
 
 
-def seconds_plot(receipts: Sequence[Mapping[str, Any]]) -> go.Figure:
+def seconds_plot(receipts: Sequence[Receipt]) -> go.Figure:
     """How long each job took, and for what, in the order given."""
-    jobs, own = [receipt["job"] for receipt in receipts], [receipt["figures"] for receipt in receipts]
-    start = np.array([figures["startup_seconds"] for figures in own])
-    computing = np.array([figures["computing_seconds"] / max(figures["processes"], 1) for figures in own])
-    other = np.array([figures["seconds"] for figures in own]) - start - computing
+    jobs, figures = [receipt.job for receipt in receipts], [receipt.figures for receipt in receipts]
+    start = np.array([job.startup_seconds for job in figures])
+    computing = np.array([job.computing_seconds / max(job.processes, 1) for job in figures])
+    other = np.array([job.seconds for job in figures]) - start - computing
     figure = go.Figure()
     for title, seconds in (("start", start), ("computing", computing), ("other", other.clip(min=0))):
         figure.add_bar(x=jobs, y=seconds, name=title, hovertemplate="%{x}: %{y:,.1f} s")
@@ -103,9 +103,9 @@ def seconds_plot(receipts: Sequence[Mapping[str, Any]]) -> go.Figure:
     )
 
 
-def balance_plot(receipts: Sequence[Mapping[str, Any]]) -> go.Figure:
+def balance_plot(receipts: Sequence[Receipt]) -> go.Figure:
     """What each job had to compute, dearest first."""
-    costs = {receipt["job"]: sum(use["flops"] for use in receipt["models"].values()) / 1e12 for receipt in receipts}
+    costs = {receipt.job: sum(use.flops for use in receipt.models.values()) / 1e12 for receipt in receipts}
     ordered = sorted(costs.items(), key=lambda item: -item[1])
     figure = go.Figure()
     figure.add_bar(

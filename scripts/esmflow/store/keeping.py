@@ -11,14 +11,14 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from esmflow import database
 from esmflow.errors import DataError, IncompleteError
-from esmflow.inputs import fasta
 from esmflow.progress import Progress
-from esmflow.spec import Output
-from esmflow.store.store import QUARANTINE, check_bytes, damaged, metadata_of, open_file, reading
-from esmflow.treatment import kept
+from esmflow.representation import Output
+from esmflow.store.seal import QUARANTINE, check_bytes, damaged, open_file, reading
+from esmflow.store.store import metadata_of
+from esmflow.treatment import Treatment
 
 _ROWS = 1024
 
@@ -34,7 +34,7 @@ class Entry:
     """The name that the model had in the config of the run that committed it."""
     weights: str
     """The first 16 hexadecimal digits of the SHA-256 of the weights."""
-    treatment: str
+    treatment: Treatment
     precision: str
     """As configured."""
     sizes: dict[Output, int]
@@ -68,13 +68,13 @@ def entries(store: Path, model: str | None = None) -> Iterator[Entry]:
             yield entry
 
 
-def totals(found: Iterable[Entry]) -> list[tuple[str, str, str, str, Output, int, int, int]]:
+def totals(listed: Iterable[Entry]) -> list[tuple[str, str, str, str, Output, int, int, int]]:
     """(model, weights, treatment, precision, output, files, sequences, bytes), sorted."""
     files: Counter[tuple[str, str, str, str, Output]] = Counter()
     sequences, sizes = files.copy(), files.copy()
-    for entry in found:
+    for entry in listed:
         for output, size in entry.sizes.items():
-            kind = (entry.model, entry.weights, entry.treatment, entry.precision, output)
+            kind = (entry.model, entry.weights, str(entry.treatment), entry.precision, output)
             files[kind] += 1
             sequences[kind] += entry.sequences
             sizes[kind] += size
@@ -137,29 +137,6 @@ def prune(
     return result
 
 
-def key_of(residues: str) -> tuple[bytes, int]:
-    """Key and length of a sequence, cleaned as `ingest` does. Raises DataError if it is none."""
-    record = fasta.clean(fasta.RawRecord(1, "given", residues))
-    if record.reason:
-        raise DataError(f"residues: {record.reason}; give a protein sequence")
-    return record.key, len(record.residues)
-
-
-def keys_of(catalog: Path, identifier: str) -> list[tuple[bytes, int]]:
-    """Key and length of the sequences that bear an ID in a catalog. Raises DataError if there are none."""
-    try:
-        table = pq.read_table(catalog, columns=["key", "length", "reason"], filters=[("id", "=", identifier)])
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{catalog}: cannot be read as a catalog; give results/catalog/SAMPLE.parquet") from error
-    rows = table.to_pylist()
-    if not rows:
-        raise DataError(f"{catalog}: no record is called {identifier!r}")
-    found = dict.fromkeys((row["key"], row["length"]) for row in rows if row["key"])
-    if not found:
-        raise DataError(f"{catalog}: {identifier} was skipped: {rows[0]['reason']}")
-    return list(found)
-
-
 def find(
     store: Path, key: bytes, *, model: str | None = None, output: Output | None = None
 ) -> list[tuple[Entry, int, str | None]]:
@@ -167,17 +144,19 @@ def find(
 
     Raises DataError if there is none.
     """
-    held = {str(entry.path): entry for entry in entries(store, model) if output is None or output in entry.sizes}
+    candidates = [entry for entry in entries(store, model) if output is None or output in entry.sizes]
+    by_name = {str(entry.path.absolute()): entry for entry in candidates}
     rows: list[tuple[str, int, str | None]] = []
-    if held:
+    if candidates:
         rows = duckdb.execute(
             "SELECT filename, file_row_number, reason FROM "
-            "read_parquet($1, filename = true, file_row_number = true) WHERE key = $2 ORDER BY ALL",
-            [list(held), key],
+            "read_parquet($1, filename = true, file_row_number = true, hive_partitioning = false) WHERE key = $2 "
+            "ORDER BY ALL",
+            [[database.literal(entry.path) for entry in candidates], key],
         ).fetchall()
     if not rows:
         raise DataError(f"{store}: has no {output or 'embedding'} of this sequence{f' by {model}' if model else ''}")
-    return [(held[name], row, reason) for name, row, reason in rows]
+    return [(by_name[name], row, reason) for name, row, reason in rows]
 
 
 def values(entry: Entry, row: int, output: Output, length: int) -> np.ndarray:
@@ -187,7 +166,7 @@ def values(entry: Entry, row: int, output: Output, length: int) -> np.ndarray:
     """
     with reading(entry.path), open_file(entry.path) as file:
         flat: np.ndarray = file.read([str(output)]).column(0)[row].values.to_numpy()
-    residues = int(kept(np.array(length), entry.treatment))
+    residues = int(entry.treatment.kept(np.array(length)))
     return flat.reshape(residues, -1) if output.ragged else flat
 
 
@@ -206,7 +185,7 @@ def _entry(path: Path) -> Entry:
         path,
         metadata_of(schema)["model"],
         path.parents[1].name,
-        treatment,
+        Treatment.parse(treatment),
         precision,
         dict(sizes),
         metadata.num_rows,

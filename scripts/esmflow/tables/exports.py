@@ -1,20 +1,28 @@
-"""Exports: a sample's records and their values in the layouts that other programs read, written in constant memory."""
+"""Exports: a sample's records and their values in the layouts that other programs read, written in constant memory.
 
+`EXPORTS` is the table: a writer with `@export` is all that config, rules and commands need to know of an export.
+"""
+
+# The rules import this table, so its writers import their libraries themselves: they take long.
 import csv
 import gzip
 import hashlib
 import re
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv
 
 from esmflow import files
-from esmflow.tables.ordered import Records
+from esmflow.representation import VECTORS, file_stem_pattern
+
+if TYPE_CHECKING:
+    import h5py
+
+    from esmflow.tables.ordered import OrderedRecords
 
 #: Bytes; the name of a file may have 255 with its ending.
 _LONGEST_NAME = 240
@@ -25,8 +33,67 @@ _ACCESSION = r"coalesce(nullif(regexp_extract(id, '^(?:sp|tr)\|([^|]+)\|', 1), '
 _LABEL = "trim(id || ' ' || description)"
 
 
-def write_csv(records: Records, table: Path) -> None:
+@dataclass(frozen=True)
+class Layout:
+    """What an export makes of one output, or of all outputs of a model at once."""
+
+    representations: tuple[str, ...]
+    """Those that it can hold."""
+    paths: tuple[str, ...]
+    """Relative to `Results.exports`, with `{output}` for an output's file stem; without it, it takes all at once."""
+    directory: bool = False
+    """Whether its one path is a directory."""
+    unit: str = ""
+    """What tells it from the export's other layouts."""
+
+    @property
+    def of_one_output(self) -> bool:
+        """Whether it takes one output, and not all of a model at once."""
+        return "{output}" in self.paths[0]
+
+    @property
+    def file_stems(self) -> str:
+        """A regular expression for the file stems of the outputs that it can hold."""
+        return file_stem_pattern(self.representations)
+
+
+@dataclass(frozen=True)
+class Export:
+    """A layout of another program, or several for different representations."""
+
+    layouts: tuple[Layout, ...]
+    write: Callable[..., None]
+    """From `OrderedRecords` and a layout's paths."""
+    needs_residues: bool
+
+    @property
+    def representations(self) -> tuple[str, ...]:
+        """Those that it can hold."""
+        return tuple(name for layout in self.layouts for name in layout.representations)
+
+
+#: By their names in the config.
+EXPORTS: dict[str, Export] = {}
+
+
+def export(
+    name: str, *layouts: Layout, needs_residues: bool = False
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Enter a writer into `EXPORTS`."""
+
+    def enter(write: Callable[..., None]) -> Callable[..., None]:
+        EXPORTS[name] = Export(layouts, write, needs_residues)
+        return write
+
+    return enter
+
+
+@export("csv", Layout(VECTORS, ("csv/{output}.csv.gz",)))
+def write_csv(records: "OrderedRecords", table: Path) -> None:
     """Write `id`, `length` and a column per component, `e0` and so on, as CSV compressed with gzip."""
+    import pyarrow as pa
+    import pyarrow.csv
+
     fields = [("id", pa.string()), ("length", pa.int32())]
     schema = pa.schema([*fields, *((f"e{number}", pa.float32()) for number in range(records.embed_dim))])
     with (
@@ -40,7 +107,8 @@ def write_csv(records: Records, table: Path) -> None:
             writer.write_batch(pa.record_batch(columns, schema))
 
 
-def write_npy(records: Records, array: Path, ids: Path) -> None:
+@export("npy", Layout(VECTORS, ("npy/{output}.npy", "npy/{output}.ids.txt")))
+def write_npy(records: "OrderedRecords", array: Path, ids: Path) -> None:
     """Write the vectors as float32 [records, embed_dim] for `numpy.load`, and the IDs as text, one per line."""
     header = {"descr": "<f4", "fortran_order": False, "shape": (records.count, records.embed_dim)}
     with ExitStack() as stack:
@@ -53,12 +121,19 @@ def write_npy(records: Records, array: Path, ids: Path) -> None:
             id_file.write("".join(f"{identifier}\n" for identifier in batch["id"].to_pylist()).encode())
 
 
-def write_uniprot_h5(records: Records, target: Path) -> None:
+@export(
+    "uniprot_h5",
+    Layout(VECTORS, ("uniprot_h5/{output}/per-protein.h5",), unit="per_protein"),
+    Layout(("per_tok",), ("uniprot_h5/{output}/per-residue.h5",), unit="per_residue"),
+)
+def write_uniprot_h5(records: "OrderedRecords", target: Path) -> None:
     """Write UniProt's layout: HDF5 with a dataset per protein, its name the accession.
 
     The accession is that of an ID such as `sp|P12345|NAME`, else the whole ID, made a name by `safe_name`; the
     attribute `original_id` has the ID as it stands. The root's attribute `model_name` is the model's in the config.
     """
+    import h5py
+
     [(output, metadata)] = records.metadata.items()
     with files.atomic(target) as temporary, h5py.File(temporary, "w") as file:
         for row, values in records.rows("id", f"{_ACCESSION} AS name", _repeat(_ACCESSION)):
@@ -68,35 +143,54 @@ def write_uniprot_h5(records: Records, target: Path) -> None:
         file.attrs.update(metadata)
 
 
-def write_fair_esm_pt(records: Records, directory: Path) -> None:
+#: The keys of what fair-esm's script saves.
+_FAIR_ESM_KEYS = {
+    "mean": "mean_representations",
+    "bos": "bos_representations",
+    "per_tok": "representations",
+    "contacts": "contacts",
+}
+
+
+@export("fair_esm_pt", Layout(tuple(_FAIR_ESM_KEYS), ("fair_esm_pt",), directory=True))
+def write_fair_esm_pt(records: "OrderedRecords", directory: Path) -> None:
     """Write what fair-esm's extract script leaves in its output directory: a file `{label}.pt` per record.
 
     The label is the FASTA header; `safe_name` makes it the name of the file. A file holds a dictionary with `label`
     and, of `representations`, `mean_representations`, `bos_representations` (each by layer) and `contacts`, what
     was asked for.
     """
-    import torch  # The other exports do without, and its import takes longer than they do for a small sample.
+    import torch
 
-    names = {"per_tok": "representations", "mean": "mean_representations", "bos": "bos_representations"}
     with files.atomic_directory(directory) as work:
         for row, values in records.rows(f"{_LABEL} AS label", _repeat(_LABEL)):
             result: dict[str, Any] = {"label": row["label"]}
             for output, value in values.items():
-                if output.representation == "contacts":
-                    result["contacts"] = torch.from_numpy(value)
+                key = _FAIR_ESM_KEYS[output.representation]
+                if output.kind.layer_in_name:
+                    result.setdefault(key, {})[output.layer] = torch.from_numpy(value)
                 else:
-                    by_layer = result.setdefault(names[output.representation], {})
-                    by_layer[output.layer] = torch.from_numpy(value)
+                    result[key] = torch.from_numpy(value)
             with (work / f"{safe_name(row['label'], row['repeat'])}.pt").open("xb") as file:
                 torch.save(result, file)
 
 
-def write_bio_embeddings(records: Records, embeddings: Path, mapping: Path) -> None:
+@export(
+    "bio_embeddings",
+    Layout(
+        VECTORS,
+        ("bio_embeddings/{output}/reduced_embeddings_file.h5", "bio_embeddings/{output}/mapping_file.csv"),
+    ),
+    needs_residues=True,
+)
+def write_bio_embeddings(records: "OrderedRecords", embeddings: Path, mapping: Path) -> None:
     """Write the layout of bio_embeddings: HDF5 with a dataset per sequence, its name the MD5 of the residues.
 
     The attribute `original_id` has the ID of the first record with that sequence. `mapping` lists all records: MD5, ID
     and length.
     """
+    import h5py
+
     [output] = records.metadata
     with ExitStack() as stack:
         h5 = stack.enter_context(h5py.File(stack.enter_context(files.atomic(embeddings)), "w"))
@@ -109,12 +203,15 @@ def write_bio_embeddings(records: Records, embeddings: Path, mapping: Path) -> N
                 h5.create_dataset(row["md5"], data=values[output]).attrs["original_id"] = row["id"]
 
 
-def write_anndata(records: Records, target: Path) -> None:
+@export("anndata", Layout(VECTORS, ("anndata/{output}.h5ad",)))
+def write_anndata(records: "OrderedRecords", target: Path) -> None:
     """Write AnnData's file format (https://anndata.readthedocs.io, "On-disk format"): `X` are the vectors.
 
     `obs` has the records with `id`, `description` and `length`; its index is the ID, `numbered` where it comes again.
     `uns` has under `esmflow` what made the numbers.
     """
+    import h5py
+
     [metadata] = records.metadata.values()
     with files.atomic(target) as temporary, h5py.File(temporary, "w") as file:
         _encode(file, "anndata", "0.1.0")
@@ -174,8 +271,10 @@ def _encode(element: Any, kind: str, version: str = "0.2.0") -> Any:
     return element
 
 
-def _frame(file: h5py.File, name: str, columns: list[str]) -> Any:
+def _frame(file: "h5py.File", name: str, columns: list[str]) -> Any:
     """An empty data frame of AnnData's, with `_index`."""
+    import h5py
+
     frame = _encode(file.create_group(name), "dataframe")
     frame.attrs["_index"] = "_index"
     frame.attrs["column-order"] = np.array(columns, dtype=h5py.string_dtype())

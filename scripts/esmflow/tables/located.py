@@ -1,6 +1,6 @@
 """The join of a sample's catalog with the store: which row of which store file each record has."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
@@ -8,126 +8,160 @@ import numpy as np
 import pyarrow as pa
 
 from esmflow import database
-from esmflow.descriptor import Descriptor
 from esmflow.errors import IncompleteError
-from esmflow.spec import WHOLE, ModelSpec, Output
-from esmflow.store.store import Space, Store, StoreFile, damaged, open_file, reading
+from esmflow.planned_model import PlannedModel
+from esmflow.representation import Output
+from esmflow.store.seal import damaged, open_file, reading
+from esmflow.store.store import Store, StoreFile
+from esmflow.treatment import WHOLE
+
+#: Rows of a store file that are read together: of vectors, and of what grows with the protein.
+_VECTORS, _RAGGED = 8192, 16
 
 
-def locate(
-    connection: duckdb.DuckDBPyConnection,
-    catalog: Path,
-    spec: ModelSpec,
-    descriptor: Descriptor,
-    output: Output,
-    store: Store,
-) -> list[StoreFile]:
-    """Make table `located` (index, id, length, key, valid, reason, place), a row per record; return the store's files.
+class LocatedRecords:
+    """The records of a catalog, and where in the store each has its value of one output of a model.
 
-    `place` is the number of the file and the row in it, as file << 32 | row; null if the store has not the sequence.
+    A place is the number of a store file and the row in it, as file << 32 | row.
     """
-    held: list[StoreFile] = []
-    connection.execute("CREATE OR REPLACE TABLE place (key BLOB, treatment VARCHAR, place BIGINT, reason VARCHAR)")
-    for treatment in spec.treatments:
-        space = Space(descriptor.sha256, treatment, spec.precision)
-        found = [file for file in store.files(space) if output in file.outputs]
-        if found:
-            try:
-                connection.execute(
-                    """
-                    INSERT INTO place
-                    SELECT key, $1, coalesce(min(place) FILTER (reason IS NULL), min(place)),
-                           CASE WHEN count(*) = count(reason) THEN arg_min(reason, place) END
-                    FROM (
-                        SELECT key, reason,
-                               (list_position($2, filename) - 1 + $3)::BIGINT << 32 | file_row_number AS place
-                        FROM read_parquet($2, filename = true, file_row_number = true)
-                        WHERE key IN (SELECT key FROM read_parquet($4))
-                    ) GROUP BY key
-                    """,
-                    [treatment, [str(file.path) for file in found], len(held), str(catalog)],
-                )
-            except database.UNREADABLE as error:
-                raise damaged(found[0].path.parent, error) from error
-        held += found
-    connection.execute(
+
+    def __init__(
+        self,
+        connection: duckdb.DuckDBPyConnection,
+        catalog: Path,
+        model: PlannedModel,
+        output: Output,
+        store: Store,
+    ) -> None:
+        """Join catalog and store, in a table of the connection.
+
+        Raises IncompleteError unless records = embedded + skipped, DataError if the store is damaged.
         """
-        CREATE OR REPLACE TABLE located AS
-        SELECT index, id, length, c.key AS key, status = 'valid' AS valid, place,
-               CASE WHEN status <> 'valid' THEN c.reason
-                    WHEN c.treatment IS NULL THEN 'longer than ' || $2 || ' residues'
-                    ELSE p.reason END AS reason
-        FROM (SELECT *, CASE WHEN length <= $2 THEN $3 ELSE $4 END AS treatment FROM read_parquet($1)) c
-        LEFT JOIN place p ON c.key = p.key AND c.treatment = p.treatment
-        """,
-        [str(catalog), spec.max_length, WHOLE, spec.long_treatment],
-    )
-    return held
-
-
-def require_complete(connection: duckdb.DuckDBPyConnection, catalog: Path, output: Output, spec: ModelSpec) -> None:
-    """Raise IncompleteError unless records = embedded + skipped."""
-    row = connection.execute(
-        "SELECT count(*), arg_min(id, index) FROM located WHERE place IS NULL AND reason IS NULL"
-    ).fetchone()
-    if row and row[0]:
-        raise IncompleteError(
-            f"{catalog}: {row[0]:,} records have no {output} of {spec.name} in the store (the first is {row[1]}); "
-            "run again with --forcerun plan"
+        self._connection, self._model, self._output = connection, model, output
+        self._files: list[StoreFile] = []
+        self._find_places(catalog, store)
+        records = connection.sql(
+            """
+            SELECT index, id, length, status = 'valid' AS valid, place,
+                   CASE WHEN status <> 'valid' THEN c.reason
+                        WHEN c.treatment IS NULL THEN 'longer than ' || $2 || ' residues'
+                        ELSE p.reason END AS reason
+            FROM (SELECT *, CASE WHEN length <= $2 THEN $3 ELSE $4 END AS treatment
+                  FROM read_parquet($1, hive_partitioning = false)) c
+            LEFT JOIN place p ON c.key = p.key AND c.treatment = p.treatment
+            """,
+            params=[
+                database.literal(catalog),
+                model.spec.max_length,
+                str(WHOLE),
+                model.spec.long_treatment and str(model.spec.long_treatment),
+            ],
         )
+        self._records = database.keep(connection, records)
+        connection.execute("DROP TABLE place")
+        self._require_complete(catalog)
 
+    @property
+    def records(self) -> int:
+        """How many records the catalog has."""
+        return len(self._records)
 
-def gather(
-    connection: duckdb.DuckDBPyConnection, held: Sequence[StoreFile], output: Output, rows: int
-) -> Iterator[tuple[pa.Array, np.ndarray, np.ndarray]]:
-    """Yield what table `wanted` (place, target) asks for, in the order of place, so many rows of a file at a time.
+    @property
+    def embedded(self) -> duckdb.DuckDBPyRelation:
+        """Those that have a value: index, id, length, place."""
+        embedded = self._records.filter("place IS NOT NULL AND reason IS NULL")
+        return embedded.select("index", "id", "length", "place")
 
-    Yields (values of an output, int64 rows in them, int64 targets). Raises IncompleteError if a file is damaged.
-    """
-    used = connection.execute("SELECT DISTINCT place >> 32 AS file FROM wanted ORDER BY file").fetchnumpy()["file"]
-    for number in used.tolist():
-        found = connection.execute(
-            "SELECT place - $1 AS row, target FROM wanted WHERE place BETWEEN $1 AND $1 + 4294967295 ORDER BY place",
-            [number << 32],
-        ).fetchnumpy()
-        for begin, column in _stream(held[number], output, found["row"], rows):
-            first, last = np.searchsorted(found["row"], [begin, begin + len(column)])
-            yield column, found["row"][first:last] - begin, found["target"][first:last]
+    @property
+    def skipped(self) -> duckdb.DuckDBPyRelation:
+        """The valid ones that have no value: index, reason."""
+        return self._records.filter("valid AND reason IS NOT NULL").select("index", "reason")
 
+    @property
+    def provenance(self) -> dict[str, str]:
+        """The metadata of a table: what made its numbers."""
+        used = {
+            name: ",".join(sorted({file.metadata[name] for file in self._files})) for name in ("precision", "attention")
+        }
+        return self._model.provenance(self._output) | used
 
-def _stream(file: StoreFile, output: Output, wanted: np.ndarray, rows: int) -> Iterator[tuple[int, pa.Array]]:
-    """Yield (number of the first row, column of an output), so many rows at a time.
+    def gather(self, targets: duckdb.DuckDBPyRelation) -> Iterator[tuple[pa.Array, np.ndarray, np.ndarray]]:
+        """Yield the values of what is kept in `targets` (place, target), some rows of a store file at a time.
 
-    Row groups that have none of the rows `wanted`, which ascend, are passed over. Raises IncompleteError if damaged.
-    """
-    end = 0
-    with reading(file.path), open_file(file.path) as source:
-        for group in range(source.num_row_groups):
-            begin, end = end, end + source.metadata.row_group(group).num_rows
-            first, last = np.searchsorted(wanted, [begin, end])
-            if first == last:
-                continue
-            for batch in source.iter_batches(rows, row_groups=[group], columns=[str(output)]):
-                yield begin, batch.column(0)
-                begin += len(batch)
-            if begin != end:
-                raise pa.ArrowInvalid(f"{end - begin} rows are missing")
+        Yields (values, int64 rows in them, int64 targets), in the order of place. Raises IncompleteError if a file is
+        damaged.
+        """
+        numbers = targets.project("place >> 32 AS file").distinct().order("file").fetchnumpy()["file"]
+        for number in numbers.tolist():
+            begin = number << 32
+            of_file = targets.filter(f"place BETWEEN {begin} AND {begin + (1 << 32) - 1}")
+            columns = of_file.project(f"place - {begin} AS row, target").order("row").fetchnumpy()
+            rows, numbered = columns["row"], columns["target"]
+            for first_row, values in self._stream(self._files[number], rows):
+                first, last = np.searchsorted(rows, [first_row, first_row + len(values)])
+                yield values, rows[first:last] - first_row, numbered[first:last]
 
+    def drop(self) -> None:
+        """Free what the connection keeps of the records, which cannot be asked for anything afterwards."""
+        database.forget(self._connection, self._records)
 
-def provenance(spec: ModelSpec, descriptor: Descriptor, output: Output, held: Sequence[StoreFile]) -> dict[str, str]:
-    """The metadata of a table: what made its numbers."""
+    def _find_places(self, catalog: Path, store: Store) -> None:
+        """Make table `place` of the catalog's sequences in the store, which is there while the records are joined."""
+        self._connection.execute("CREATE TABLE place (key BLOB, treatment VARCHAR, place BIGINT, reason VARCHAR)")
+        for treatment in self._model.spec.treatments:
+            space = self._model.space(treatment)
+            files = [file for file in store.files(space) if self._output in file.outputs]
+            if files:
+                try:
+                    self._connection.execute(
+                        """
+                        INSERT INTO place
+                        SELECT key, $1, coalesce(min(place) FILTER (reason IS NULL), min(place)),
+                               CASE WHEN count(*) = count(reason) THEN arg_min(reason, place) END
+                        FROM (
+                            SELECT key, reason,
+                                   (list_position($2, filename) - 1 + $3)::BIGINT << 32 | file_row_number AS place
+                            FROM read_parquet($4, filename = true, file_row_number = true, hive_partitioning = false)
+                            WHERE key IN (SELECT key FROM read_parquet($5, hive_partitioning = false))
+                        ) GROUP BY key
+                        """,
+                        [
+                            str(treatment),
+                            [str(file.path.absolute()) for file in files],
+                            len(self._files),
+                            [database.literal(file.path) for file in files],
+                            database.literal(catalog),
+                        ],
+                    )
+                except database.UNREADABLE as error:
+                    raise damaged(files[0].path.parent, error) from error
+            self._files += files
 
-    def used(name: str) -> str:
-        return ",".join(sorted({file.metadata[name] for file in held}))
+    def _require_complete(self, catalog: Path) -> None:
+        missing = self._records.filter("place IS NULL AND reason IS NULL")
+        [(count, first)] = missing.aggregate("count(*), arg_min(id, index)").fetchall()
+        if count:
+            raise IncompleteError(
+                f"{catalog}: {count:,} records have no {self._output} of {self._model.name} in the store (the first is "
+                f"{first}); run again with --forcerun plan"
+            )
 
-    return {
-        "model": spec.name,
-        "weights_sha256": descriptor.sha256,
-        "layer": str(output.layer),
-        "representation": output.representation,
-        "long_sequences": spec.long_sequences,
-        "max_length": str(spec.max_length),
-        "window_overlap": str(spec.window_overlap),
-        "precision": used("precision"),
-        "attention": used("attention"),
-    }
+    def _stream(self, file: StoreFile, rows: np.ndarray) -> Iterator[tuple[int, pa.Array]]:
+        """Yield (number of the first row, values), some rows at a time.
+
+        Row groups that have none of the `rows` asked for, which ascend, are passed over. Raises IncompleteError if the
+        file is damaged.
+        """
+        together = _RAGGED if self._output.ragged else _VECTORS
+        end = 0
+        with reading(file.path), open_file(file.path) as source:
+            for group in range(source.num_row_groups):
+                begin, end = end, end + source.metadata.row_group(group).num_rows
+                first, last = np.searchsorted(rows, [begin, end])
+                if first == last:
+                    continue
+                for batch in source.iter_batches(together, row_groups=[group], columns=[str(self._output)]):
+                    yield begin, batch.column(0)
+                    begin += len(batch)
+                if begin != end:
+                    raise pa.ArrowInvalid(f"{end - begin} rows are missing")

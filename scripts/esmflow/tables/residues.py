@@ -7,62 +7,66 @@ import h5py
 import numpy as np
 
 from esmflow import database, files
-from esmflow.descriptor import LETTERS, Descriptor
-from esmflow.spec import ModelSpec, Output
+from esmflow.errors import ConfigError
+from esmflow.planned_model import PlannedModel
+from esmflow.representation import Output, Ragged
 from esmflow.store.store import Store, metadata_for
-from esmflow.tables import located
+from esmflow.tables.located import LocatedRecords
 
-_STORE_ROWS = 16
 _RECORDS = 50_000
 
 log = logging.getLogger(__name__)
 
 
-def write_residues(
-    catalog: Path, spec: ModelSpec, descriptor: Descriptor, output: Output, store: Store, target: Path
-) -> None:
-    """Write a sample's residue file for `per_tok`, `logits` or `contacts`, sequence by sequence.
+def write_residues(catalog: Path, model: PlannedModel, output: Output, store: Store, target: Path) -> None:
+    """Write a sample's residue file of a ragged output, sequence by sequence.
 
     Datasets: `embeddings`, float32 [sum of residues, embed_dim] (33 for logits; for contacts `contacts`, flat, a map
     after the other); `offsets`, int64 [sequences + 1], in rows of these; and for each embedded record in file order
-    `id`, `length` and `sequence`, its number in `offsets`. Raises IncompleteError as `features.write_table` does.
+    `id`, `length` and `sequence`, its number in `offsets`. Raises IncompleteError as `features.write_table` does, and
+    ConfigError for an output of one vector per protein.
     """
+    kind = output.kind
+    if not isinstance(kind, Ragged):
+        raise ConfigError(
+            f"models.{model.name}.representations: {kind.name} is one vector per protein, which a feature table has"
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with database.connect(target) as connection, files.atomic(target) as temporary:
-        held = located.locate(connection, catalog, spec, descriptor, output, store)
-        located.require_complete(connection, catalog, output, spec)
-        connection.execute(
-            "CREATE TABLE wanted AS SELECT place, row_number() OVER (ORDER BY place) - 1 AS target FROM "
-            "(SELECT DISTINCT place FROM located WHERE place IS NOT NULL AND reason IS NULL) ORDER BY place"
+        located = LocatedRecords(connection, catalog, model, output, store)
+        places = located.embedded.select("place").distinct()
+        sequences = database.keep(
+            connection, places.project("place, row_number() OVER (ORDER BY place) - 1 AS target").order("place")
         )
-        width = {"per_tok": descriptor.architecture.embed_dim, "logits": LETTERS}.get(output.representation)
-        shape = (0, width) if width else (0,)
+        row = _row_shape(kind, model.architecture.embed_dim)
         with h5py.File(temporary, "w") as file:
-            data = file.create_dataset(
-                "embeddings" if width else "contacts", shape, np.float32, maxshape=(None, *shape[1:]), chunks=True
-            )
+            data = file.create_dataset(kind.dataset, (0, *row), np.float32, maxshape=(None, *row), chunks=True)
             offsets = [0]
-            for column, rows, _ in located.gather(connection, held, output, _STORE_ROWS):
-                for row in rows.tolist():
-                    values = column[row].values.to_numpy().reshape(-1, *shape[1:])
+            for column, rows, _ in located.gather(sequences):
+                for number in rows.tolist():
+                    values = column[number].values.to_numpy().reshape(-1, *row)
                     data.resize(offsets[-1] + len(values), axis=0)
                     data[offsets[-1] :] = values
                     offsets.append(offsets[-1] + len(values))
             file["offsets"] = np.array(offsets, dtype=np.int64)
             columns = {"id": h5py.string_dtype(), "length": np.int32, "sequence": np.int64}
-            records = {
-                name: file.create_dataset(name, (0,), kind, maxshape=(None,), chunks=True)
-                for name, kind in columns.items()
+            datasets = {
+                name: file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=True)
+                for name, dtype in columns.items()
             }
-            reader = connection.sql(
-                "SELECT id, length, target AS sequence FROM located JOIN wanted USING (place) "
-                "WHERE reason IS NULL ORDER BY index"
-            ).to_arrow_reader(_RECORDS)
+            records = located.embedded.set_alias("records").join(sequences.set_alias("sequences"), "place")
+            records = records.project("index, id, length, target AS sequence").order("index")
             done = 0
-            for batch in reader:
-                for name, dataset in records.items():
+            for batch in records.to_arrow_reader(_RECORDS):
+                for name, dataset in datasets.items():
                     dataset.resize(done + len(batch), axis=0)
                     dataset[done:] = batch[name].to_numpy(zero_copy_only=False)
                 done += len(batch)
-            file.attrs.update(metadata_for(located.provenance(spec, descriptor, output, held)))
+            file.attrs.update(metadata_for(located.provenance))
     log.info("%s records, %s sequences", f"{done:,}", f"{len(offsets) - 1:,}")
+
+
+def _row_shape(kind: Ragged, embed_dim: int) -> tuple[int, ...]:
+    """What each residue has, if that is the same in proteins of any length; else () for numbers laid end to end."""
+    shapes = {kind.residue_shape(residues, embed_dim) for residues in (1, 2)}
+    return shapes.pop() if len(shapes) == 1 else ()

@@ -1,79 +1,69 @@
-"""What a process of the worker is asked to do. Nothing here needs PyTorch until it runs."""
+"""What the worker and its processes tell each other. Nothing here needs PyTorch until it runs."""
 
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from esmflow.descriptor import Descriptor
-from esmflow.spec import Output
-from esmflow.worker.pool import Report
+from esmflow.engine.figures import Figures
+from esmflow.job import Shard
+from esmflow.planned_model import PlannedModel
+from esmflow.receipt import ModelUse
 
 if TYPE_CHECKING:
-    from esmflow.worker.process import Server
+    from esmflow.worker.process import Embedder
 
 
 @dataclass(frozen=True)
-class Model:
-    """A model as a job asks for it."""
+class ShardProgress:
+    """How far a process is with what it embeds."""
 
-    descriptor: Descriptor
-    precision: str
-    attention: str
+    model: str
+    target: Path
+    sequences: int = 0
+    residues: int = 0
+    cost: float = 0.0
+    """FLOPs."""
+    computed: bool = False
+    """Whether nothing is left but to write it: the process takes the next."""
+
+
+@dataclass(frozen=True)
+class ProcessFigures:
+    """What a process has done since it began."""
+
+    pid: int
+    loads: int
+    switches: int
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class ShardDone:
+    """What it took to embed and commit a shard, or a part of one."""
+
+    use: ModelUse
+    figures: Figures
+    loading_seconds: float
+    """Until its model was there."""
+    process: ProcessFigures
 
 
 @dataclass(frozen=True)
 class EmbedShard:
-    """Embed the sequences first..stop-1 of a shard's file and commit them to `target`."""
+    """Embed the sequences first..stop-1 of a shard and commit them to `target`."""
 
-    model: Model
-    file: Path
+    model: PlannedModel
+    shard: Shard
     first: int
     stop: int
-    treatment: str
-    outputs: list[Output]
     target: Path
 
-    def run(self, server: "Server") -> Future[dict[str, Any]]:
-        """Returns what `Server.embed` does."""
-        return server.embed(self)
+    @property
+    def cost(self) -> float:
+        """FLOPs, about."""
+        return self.shard.cost * (self.stop - self.first) / self.shard.sequences
 
-
-@dataclass(frozen=True)
-class SwitchModel:
-    """Have a model ready. If that fails, the one before goes on serving."""
-
-    model: Model
-
-    def run(self, server: "Server") -> None:
-        """Raises DataError for weights that are not those planned with, DeviceError if the model cannot run here."""
-        server.registry.get(self.model)
-
-
-@dataclass(frozen=True)
-class Call:
-    """Anything else: function(server, *arguments)."""
-
-    function: Callable[..., Any]
-    arguments: tuple[Any, ...] = ()
-
-    def run(self, server: "Server") -> Any:
-        """Returns what the function does."""
-        return self.function(server, *self.arguments)
-
-
-@dataclass(frozen=True)
-class StartServer:
-    """How a process of the pool makes its server."""
-
-    device: str
-    """As for `choose_device`; of several GPUs, each process takes that of its own number."""
-    threads: int
-    tokens_per_pack: int | None
-
-    def __call__(self, index: int, report: Report) -> "Server":
-        """Called in the process. Raises DeviceError if there is no such device."""
-        from esmflow.worker.process import Server
-
-        return Server.start(self, index, report)
+    def run(self, embedder: "Embedder") -> Future[ShardDone]:
+        """Returns what `Embedder.embed` does."""
+        return embedder.embed(self)

@@ -10,15 +10,16 @@ import torch
 
 from esmflow.engine.device import choose_precision, free_memory, require_memory, weights_bytes
 from esmflow.engine.engine import Engine
-from esmflow.engine.self_check import SelfCheck
 from esmflow.errors import DataError, DeviceLostError
 from esmflow.model import weights
-from esmflow.worker.messages import Model
+from esmflow.planned_model import PlannedModel
+from esmflow.receipt import SelfCheck
 
 #: Weights SHA-256, precision, attention as asked for: what tells models apart. A name does not.
 Key = tuple[str, str, str]
 
-_GIB = 1 << 30
+#: Bytes of the device that weights leave to activations.
+_RESERVE = 1 << 30
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 class Resident:
     """A model that is loaded, with the engine that runs it."""
 
-    model: Model
+    model: PlannedModel
     engine: Engine
     bytes: int
     """Of its weights on the device, as estimated before loading."""
@@ -37,84 +38,43 @@ class Resident:
 class ModelRegistry:
     """Loads a model when it is first asked for; drops the least recently used ones when memory asks for it.
 
-    load: makes the engine of a model at a precision. reserve: bytes of the device that weights leave to activations.
-    free: bytes that are free on a device, really.
+    load: makes the engine of a model at a precision. free: bytes that are free on a device, really.
     """
 
     def __init__(
         self,
         device: torch.device,
-        load: Callable[[Model, str], Engine],
-        *,
-        reserve: int = _GIB,
+        load: Callable[[PlannedModel, str], Engine],
         free: Callable[[torch.device], int] = free_memory,
     ) -> None:
         self.device = device
         self.loads = self.switches = 0
-        self._load, self._reserve, self._free = load, reserve, free
-        self._residents: dict[Key, Resident] = {}
+        self.residents: dict[Key, Resident] = {}
+        """All that are loaded, the least recently used first."""
+        self._load, self._free = load, free
         self._current: Key | None = None
 
-    @property
-    def residents(self) -> list[Resident]:
-        """All that are loaded, the least recently used first."""
-        return list(self._residents.values())
-
-    def can_fit(self, size: int) -> bool:
-        """Whether weights of so many bytes fit beside all that the device holds now."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return size + self._reserve <= self._free(self.device)
-
-    def get(self, model: Model) -> Resident:
+    def get(self, model: PlannedModel) -> Resident:
         """The model, loaded. To ask again for the one that served last does not touch the device.
 
         Raises DataError for weights that are absent or not those planned with, DeviceError if the model cannot run
         here; the one that served before goes on serving then. Raises DeviceLostError if even that cannot be.
         """
-        precision = choose_precision(model.precision, self.device)
+        precision = choose_precision(model.spec.precision, self.device)
         key = (model.descriptor.sha256, precision, model.attention)
-        if key not in self._residents:
+        if key not in self.residents:
             self._bring(model, key, precision)
         if key != self._current:
-            self._residents[key] = self._residents.pop(key)
+            self.residents[key] = self.residents.pop(key)
             self.switches += self._current is not None
             self._current = key
-        return self._residents[key]
+        return self.residents[key]
 
-    def close(self) -> None:
-        """Drop all models."""
-        while self._residents:
-            self._drop()
-
-    def _bring(self, model: Model, key: Key, precision: str) -> None:
-        require_weights(model)
-        dropped = None
-        while self._residents and not self.can_fit(weights_bytes(model.descriptor.architecture, precision)):
-            dropped = self._drop()
-        try:
-            self._residents[key] = self._made(model, precision)
-        except Exception as error:
-            if dropped and not self._residents:
-                served, served_precision = dropped
-                try:
-                    self._residents[self._current or key] = self._made(served, served_precision)
-                except Exception as again:
-                    raise DeviceLostError(f"{error}; and the model before cannot be loaded again: {again}") from error
-            raise
-
-    def _made(self, model: Model, precision: str) -> Resident:
-        shape = model.descriptor.architecture
-        require_memory(shape, precision, self.device, self._free(self.device))
-        engine = self._load(model, precision)
-        self.loads += 1
-        return Resident(model, engine, weights_bytes(shape, precision))
-
-    def _drop(self) -> tuple[Model, str]:
+    def drop(self) -> tuple[PlannedModel, str]:
         """Free the least recently used model; returns it with its precision."""
-        resident = self._residents.pop(next(iter(self._residents)))
+        resident = self.residents.pop(next(iter(self.residents)))
         dropped = resident.model, resident.engine.model.precision
-        log.info("dropping model %s to make room", resident.model.descriptor.name)
+        log.info("dropping model %s to make room", resident.model.name)
         resident.engine.close()
         del resident
         gc.collect()
@@ -122,8 +82,36 @@ class ModelRegistry:
             torch.cuda.empty_cache()
         return dropped
 
+    def _bring(self, model: PlannedModel, key: Key, precision: str) -> None:
+        _require_weights(model)
+        dropped = None
+        while self.residents and not self._can_fit(weights_bytes(model.architecture, precision)):
+            dropped = self.drop()
+        try:
+            self.residents[key] = self._made(model, precision)
+        except Exception as error:
+            if dropped and not self.residents:
+                served, served_precision = dropped
+                try:
+                    self.residents[self._current or key] = self._made(served, served_precision)
+                except Exception as again:
+                    raise DeviceLostError(f"{error}; and the model before cannot be loaded again: {again}") from error
+            raise
 
-def require_weights(model: Model) -> None:
+    def _can_fit(self, size: int) -> bool:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return size + _RESERVE <= self._free(self.device)
+
+    def _made(self, model: PlannedModel, precision: str) -> Resident:
+        shape = model.architecture
+        require_memory(shape, precision, self.device, self._free(self.device))
+        engine = self._load(model, precision)
+        self.loads += 1
+        return Resident(model, engine, weights_bytes(shape, precision))
+
+
+def _require_weights(model: PlannedModel) -> None:
     """Raise DataError unless the weights are there, and those that the model was planned with."""
     parts = [Path(file) for file in model.descriptor.files]
     if absent := [part for part in parts if not part.exists()]:

@@ -1,6 +1,6 @@
 """The engine's parts: packs, pooling, devices, and values that are not finite."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,11 @@ from esmflow.engine.engine import Engine
 from esmflow.engine.packing import plan_packs
 from esmflow.errors import DeviceError
 from esmflow.model import weights
-from esmflow.model.pooling import pool
-from esmflow.model.trunk import Esm, Pack
-from esmflow.spec import Output
-from esmflow.treatment import cost
+from esmflow.model.pack import Pack
+from esmflow.model.pooling import PackedLayer
+from esmflow.model.trunk import Esm
+from esmflow.representation import REPRESENTATIONS, Output
+from esmflow.treatment import Treatment
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,6 +92,11 @@ def test_plans_are_the_same_for_the_same_lengths() -> None:
     tokens = lengths_like_uniprot(500, 3)
     first, second = plan_packs(tokens, 2048), plan_packs(tokens.copy(), 2048)
     assert [rows.tolist() for rows in first] == [rows.tolist() for rows in second]
+
+
+def pool(x: torch.Tensor, packed: Pack, names: Sequence[str]) -> dict[str, torch.Tensor]:
+    layer = PackedLayer(x, packed)
+    return {name: REPRESENTATIONS[name].take(layer) for name in names}
 
 
 @pytest.mark.parametrize("lengths", [[1], [1, 1, 1], [5, 1, 30], [300, 2, 2, 41, 1, 1022]])
@@ -212,12 +218,13 @@ def test_progress_and_figures_count_every_sequence_once(tmp_path: Path) -> None:
     sequences = [b"MKV" * (1 + number % 7) for number in range(40)]
     counts: list[tuple[int, int, float]] = []
     worker = engine(tmp_path / "tiny.pt", threads=2, tokens_per_pack=50)
-    worker.submit(sequences, outputs(3), "window-9-3", lambda *done: counts.append(done))
+    treatment = Treatment.parse("window-9-3")
+    worker.submit(sequences, outputs(3), treatment, lambda *done: counts.append(done))
     list(worker.drain())
     shape = worker.model.architecture
     assert sum(sequences for sequences, _, _ in counts) == worker.figures.sequences == 40
     assert sum(residues for _, residues, _ in counts) == worker.figures.residues == sum(map(len, sequences))
     lengths = np.array([len(sequence) for sequence in sequences])
-    assert sum(flops for *_, flops in counts) == pytest.approx(cost(shape, lengths, "window-9-3", 3).sum())
+    assert sum(flops for *_, flops in counts) == pytest.approx(treatment.cost(shape, lengths, 3).sum())
     assert worker.figures.packs == len(counts) >= worker.figures.tokens / 50
     assert 0.5 < worker.figures.fill <= 1

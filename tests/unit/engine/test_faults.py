@@ -10,14 +10,16 @@ import psutil
 import pytest
 import reference
 import torch
-from esmflow.descriptor import Architecture
-from esmflow.engine.device import probe_tokens, require_memory, weights_bytes
+from esmflow.architecture import Architecture
+from esmflow.engine.budget import probe_tokens
+from esmflow.engine.device import require_memory, weights_bytes
 from esmflow.engine.engine import Embedded, Engine
 from esmflow.engine.packing import ProcessLoader
 from esmflow.errors import DeviceError
 from esmflow.model import weights
-from esmflow.model.trunk import Esm, Pack
-from esmflow.spec import Output
+from esmflow.model.pack import Pack
+from esmflow.model.trunk import Esm
+from esmflow.representation import Output
 
 CPU = torch.device("cpu")
 OUTPUT = Output(3, "mean")

@@ -10,13 +10,14 @@ import pytest
 import reference
 import torch
 from conftest import ROOT
-from esmflow.descriptor import Architecture
+from esmflow.architecture import Architecture
 from esmflow.engine.engine import Engine
 from esmflow.errors import ConfigError
 from esmflow.model import weights
 from esmflow.model.trunk import Esm
-from esmflow.spec import ModelSpec, Output
-from esmflow.treatment import cost, flag, pieces
+from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
+from esmflow.representation import Output
+from esmflow.treatment import Treatment
 
 TOLERANCE = 1e-5
 
@@ -38,7 +39,7 @@ def test_windows_equal_the_plain_way_over_fair_esm(tmp_path: Path, length: int, 
     model = reference.tiny_esm2(tmp_path / "tiny.pt")
     sequences = [random_sequence(length), random_sequence(size), random_sequence(length + 33, seed=1)]
     embedded = engine(tmp_path / "tiny.pt").embed(
-        [sequence.encode() for sequence in sequences], outputs(3), f"window-{size}-{overlap}"
+        [sequence.encode() for sequence in sequences], outputs(3), Treatment("window", size, overlap)
     )
     for row in (0, 2):
         expected = reference.represent_windows(model, sequences[row], size, overlap)
@@ -53,8 +54,8 @@ def test_windows_equal_the_plain_way_over_fair_esm(tmp_path: Path, length: int, 
 def test_std_alone_over_windows_equals_std_with_mean(tmp_path: Path) -> None:
     reference.tiny_esm2(tmp_path / "tiny.pt")
     sequence = [random_sequence(120).encode()]
-    alone = engine(tmp_path / "tiny.pt").embed(sequence, [Output(3, "std")], "window-50-20").values
-    both = engine(tmp_path / "tiny.pt").embed(sequence, outputs(3), "window-50-20").values
+    alone = engine(tmp_path / "tiny.pt").embed(sequence, [Output(3, "std")], Treatment.parse("window-50-20")).values
+    both = engine(tmp_path / "tiny.pt").embed(sequence, outputs(3), Treatment.parse("window-50-20")).values
     assert list(alone) == [Output(3, "std")]
     assert np.allclose(alone[Output(3, "std")], both[Output(3, "std")], rtol=1e-6)
 
@@ -62,23 +63,25 @@ def test_std_alone_over_windows_equals_std_with_mean(tmp_path: Path) -> None:
 def test_truncation_embeds_the_first_residues(tmp_path: Path) -> None:
     reference.tiny_esm2(tmp_path / "tiny.pt")
     sequence = random_sequence(90).encode()
-    long = engine(tmp_path / "tiny.pt").embed([sequence], outputs(3), "truncate-40").values
+    long = engine(tmp_path / "tiny.pt").embed([sequence], outputs(3), Treatment.parse("truncate-40")).values
     short = engine(tmp_path / "tiny.pt").embed([sequence[:40]], outputs(3)).values
     assert all(np.allclose(long[output], short[output], rtol=1e-6) for output in outputs(3))
 
 
-@pytest.mark.parametrize("treatment", ["whole", "truncate-30", "window-30-10", "window-30-29", "window-7-0"])
+@pytest.mark.parametrize("name", ["whole", "truncate-30", "window-30-10", "window-30-29", "window-7-0"])
 @pytest.mark.parametrize("length", [1, 29, 30, 31, 32, 50, 51, 333])
-def test_pieces_keep_every_residue_once_and_cost_what_they_take(tmp_path: Path, treatment: str, length: int) -> None:
+def test_pieces_keep_every_residue_once_and_cost_what_they_take(tmp_path: Path, name: str, length: int) -> None:
+    treatment = Treatment.parse(name)
+    assert str(treatment) == name
     reference.tiny_esm2(tmp_path / "tiny.pt")
     shape = weights.read([tmp_path / "tiny.pt"]).architecture
-    parts = pieces(length, treatment)
+    parts = treatment.pieces(length)
     kept = [residue for piece in parts for residue in range(piece.keep_start, piece.keep_stop)]
-    assert kept == list(range(min(length, 30) if treatment.startswith("truncate") else length))
+    assert kept == list(range(min(length, 30) if name.startswith("truncate") else length))
     assert all(p.start <= p.keep_start < p.keep_stop <= p.stop <= length for p in parts)
     each = sum(shape.flops(np.array([piece.stop - piece.start + 2]), 3).item() for piece in parts)
-    assert cost(shape, np.array([length]), treatment, 3).item() == pytest.approx(each)
-    said = flag(length, treatment)
+    assert treatment.cost(shape, np.array([length]), 3).item() == pytest.approx(each)
+    said = treatment.flag(length)
     assert said == (f"windowed:{len(parts)}" if len(parts) > 1 else "truncated:30" if len(kept) < length else None)
 
 
@@ -87,7 +90,7 @@ def test_windows_of_residues_are_stitched(tmp_path: Path) -> None:
     engine = Engine(Esm(weights.read([tmp_path / "tiny.pt"]), torch.device("cpu")), tokens_per_pack=2048)
     sequence = ("ACDEFGHIKLMNPQRSTVWY" * 7).encode()
     wanted = [Output(3, "per_tok"), Output(3, "logits"), Output(3, "mean")]
-    found = engine.embed([sequence], wanted, "window-50-20").values
+    found = engine.embed([sequence], wanted, Treatment.parse("window-50-20")).values
     assert found[wanted[0]][0].shape == (140, 48)
     assert found[wanted[1]][0].shape == (140, 33)
     mean = found[wanted[0]][0].astype(np.float64).mean(axis=0)
@@ -102,14 +105,14 @@ import resource, sys
 from pathlib import Path
 import torch
 from esmflow.model import weights
-from esmflow.descriptor import Architecture
 from esmflow.engine.engine import Engine
 from esmflow.model.trunk import Esm
-from esmflow.spec import Output
+from esmflow.representation import Output
+from esmflow.treatment import Treatment
 engine = Engine(Esm(weights.read([Path(sys.argv[1])]), torch.device("cpu")), threads=1)
 engine.embed([b"MKV" * 10], [Output(6, "mean")])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-engine.embed([b"ACDEFGHIKLMNPQRSTVWY" * 1800], [Output(6, "mean")], "window-1022-256")
+engine.embed([b"ACDEFGHIKLMNPQRSTVWY" * 1800], [Output(6, "mean")], Treatment.parse("window-1022-256"))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
     scripts = ROOT / "scripts"
@@ -138,14 +141,13 @@ SPEC = {
     [
         ({"long_sequences": "full"}, "full"),
         ({"max_length": 1023}, "1022"),
-        ({"window_overlap": 1022}, "window_overlap"),
-        ({"representations": ["contacts"]}, "windows"),
         ({"representations": ["contacts"], "long_sequences": "skip"}, "no head for contacts"),
         ({"representations": ["logits"]}, "no head for logits"),
     ],
 )
 def test_what_a_model_cannot_do_is_bad_configuration(change: dict[str, object], named: str) -> None:
     shape = Architecture("ESM-1b", 2, 32, 4, 128, True, 1022, lm_head=False, contact_head=False)
-    ModelSpec.of("esm1b", SPEC).check(shape)
+    descriptor = Descriptor("esm1b", [], [], "ab" * 32, shape)
+    PlannedModel(ModelSpec.of("esm1b", SPEC), descriptor).check()
     with pytest.raises(ConfigError, match=named):
-        ModelSpec.of("esm1b", SPEC | change).check(shape)
+        PlannedModel(ModelSpec.of("esm1b", SPEC | change), descriptor).check()

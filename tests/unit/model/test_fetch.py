@@ -21,7 +21,7 @@ from esmflow.errors import ConfigError, DataError
 from esmflow.model import weights
 from esmflow.model.fetch import fetch
 from esmflow.model.trunk import Esm
-from esmflow.spec import Output
+from esmflow.representation import Output
 from esmflow.weights_source import WheelMember
 
 SCRIPTS = ROOT / "scripts"
@@ -193,7 +193,8 @@ def test_a_reply_that_was_compressed_on_its_way_gives_the_file(tmp_path: Path, s
 
 def test_two_downloads_at_once_do_not_share_a_file(tmp_path: Path, server: Server) -> None:
     """The second begins and ends while the first has had half of its reply."""
-    code = "import sys; from esmflow.model.fetch import *; fetch(sys.argv[1], 'fair-esm', Path(sys.argv[2]), url=sys.argv[3])"
+    code = "import sys; from esmflow.model.fetch import *; "
+    code += "fetch(sys.argv[1], 'fair-esm', Path(sys.argv[2]), url=sys.argv[3])"
     second = [sys.executable, "-c", code, NAME, tmp_path, server.url]
     server.between = lambda: subprocess.run(second, check=True, env=os.environ | {"PYTHONPATH": str(SCRIPTS)})
     (tmp_path / f"{FILE}.part").write_bytes(server.content[: 1 << 20])

@@ -15,7 +15,8 @@ import torch
 from esmflow.engine.engine import Embedded, Engine
 from esmflow.model import weights
 from esmflow.model.trunk import Esm
-from esmflow.spec import RAGGED, VECTORS, WHOLE, Output
+from esmflow.representation import RAGGED, VECTORS, Output
+from esmflow.treatment import WHOLE, Treatment
 from safetensors.torch import save_file
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-4
@@ -137,7 +138,7 @@ def test_longer_than_1022_residues(tiny: Tiny, length: int) -> None:
     outputs = every_output(tiny.model.num_layers, "per_tok")
     embed = engine(tiny.path, threads=2).embed
     windows = reference.represent_windows(tiny.model, sequence, 1022, 256)
-    assert_equal(embed([sequence.encode()], outputs, "window-1022-256"), [windows], outputs)
+    assert_equal(embed([sequence.encode()], outputs, Treatment.parse("window-1022-256")), [windows], outputs)
     if tiny.path.stem == "esm2_tiny":
         outputs += [Output(3, "logits")]
         full = reference.represent_fully(tiny.model, sequence, contacts=False)

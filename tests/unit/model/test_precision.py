@@ -14,7 +14,8 @@ from esmflow.errors import DeviceError
 from esmflow.model import weights
 from esmflow.model.attention import choose
 from esmflow.model.trunk import Esm
-from esmflow.spec import Output
+from esmflow.representation import Output
+from esmflow.treatment import WHOLE
 
 CPU = torch.device("cpu")
 
@@ -75,7 +76,7 @@ def test_self_check_compares_a_sample_with_fair_esm_grade_vectors(esm2_8m: Path,
     checkpoint = weights.read([esm2_8m])
     outputs = [Output(6, "mean"), Output(3, "std")]
     engine = Engine(Esm(checkpoint, CPU, precision="bf16"), exact=lambda: Esm(checkpoint, CPU), threads=2)
-    check = self_check(engine, sequences, outputs, "whole", engine.embed(sequences, outputs))
+    check = self_check(engine, sequences, outputs, WHOLE, engine.embed(sequences, outputs))
     assert 1 <= check.sequences < 12
     assert 1e-5 < check.largest_difference < 0.05
     assert 0.999 <= check.least_cosine < 1
@@ -87,7 +88,7 @@ def test_self_check_refuses_vectors_of_another_sequence(tmp_path: Path) -> None:
     output = Output(3, "mean")
     embedded = engine.embed([b"MKTAYIAK", b"WWPWGP"], [output])
     with pytest.raises(DeviceError, match="self-check"):
-        self_check(engine, [b"WWPWGP", b"MKTAYIAK"], [output], "whole", embedded)
+        self_check(engine, [b"WWPWGP", b"MKTAYIAK"], [output], WHOLE, embedded)
 
 
 def test_self_check_has_nothing_to_compare_where_all_were_refused(tmp_path: Path) -> None:
@@ -95,4 +96,4 @@ def test_self_check_has_nothing_to_compare_where_all_were_refused(tmp_path: Path
     engine = Engine(Esm(weights.read([tmp_path / "tiny.pt"]), CPU))
     output = Output(3, "mean")
     embedded = Embedded({output: [np.full(1, np.nan, np.float32)]}, ["non-finite representation"])
-    assert self_check(engine, [b"MKV"], [output], "whole", embedded).sequences == 0
+    assert self_check(engine, [b"MKV"], [output], WHOLE, embedded).sequences == 0

@@ -16,12 +16,13 @@ import reference
 import torch
 from esm.model.esm1 import ProteinBertModel
 from esm.model.msa_transformer import MSATransformer
-from esmflow.descriptor import Architecture, Descriptor
+from esmflow.architecture import Architecture
 from esmflow.engine.engine import Engine
 from esmflow.errors import DataError
 from esmflow.model import weights
 from esmflow.model.trunk import Esm
-from esmflow.spec import Output
+from esmflow.planned_model import Descriptor
+from esmflow.representation import Output
 from safetensors.torch import save_file
 
 SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "XBZUOW", "M"]

@@ -11,9 +11,13 @@ from esmflow.errors import DataError, DeviceError, WriteError
 from esmflow.inputs.catalog import ingest
 from esmflow.model import weights
 from esmflow.plan.estimate import ASSUMED_RATES, rate
-from esmflow.plan.plan import Sizes, plan
-from esmflow.plan.preflight import Preflight
-from esmflow.spec import ModelSpec
+from esmflow.plan.plan import plan
+from esmflow.plan.preflight import require_room
+from esmflow.plan.sizes import Sizes
+from esmflow.planned_model import ModelSpec, PlannedModel
+from esmflow.receipt import JobFigures, ModelUse, Receipt, SelfCheck
+from esmflow.results import Results
+from esmflow.run_plan import Preflight
 from esmflow.store.store import Store
 from workflow import script
 
@@ -21,9 +25,33 @@ SIZES = Sizes(target_minutes=5, max_jobs=2, gpus_per_job=0, threads=2, tokens_pe
 PROTEINS = [("ACDEFGHIKLMNPQRSTVWY" * 20)[start : start + 300] for start in range(20)]
 
 
-def receipt(model: str, flops_per_second: float, seconds: float, device: str = "cpu", precision: str = "fp32") -> Any:
-    use = {"flops": flops_per_second * seconds, "computing_seconds": seconds, "device": device, "precision": precision}
-    return {"models": {model: use}, "figures": {"processes": 1}, "serves": []}
+def receipt(
+    model: str, flops_per_second: float, seconds: float, device: str = "cpu", precision: str = "fp32"
+) -> Receipt:
+    check = SelfCheck(sequences=0, largest_difference=0.0, least_cosine=1.0)
+    return receipt_of({model: ModelUse(device, precision, "", 0, 0, check, flops_per_second * seconds, seconds)}, 1)
+
+
+def receipt_of(models: dict[str, ModelUse], processes: int) -> Receipt:
+    """A receipt with nothing but what models were used by so many processes."""
+    figures = JobFigures(
+        seconds=0.0,
+        startup_seconds=0.0,
+        computing_seconds=0.0,
+        idle_share=0.0,
+        processes=processes,
+        process_restarts=0,
+        model_loads=0,
+        model_switches=0,
+        peak_memory_bytes=0,
+        packs=0,
+        tokens=0,
+        pack_fill=0.0,
+        packs_split=0,
+        waiting_seconds=0.0,
+        residues_per_second=0.0,
+    )
+    return Receipt("earlier", [], 0, 0, [], [], models, figures, {})
 
 
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda")])
@@ -49,7 +77,7 @@ def test_a_new_model_is_taken_to_be_as_fast_as_the_others_at_its_precision() -> 
 
 
 def test_receipts_without_figures_of_a_model_tell_nothing() -> None:
-    assert not rate([{"models": {}, "figures": {"processes": 0}, "serves": []}], "m", "auto", 0).measured
+    assert not rate([receipt_of({}, 0)], "m", "auto", 0).measured
 
 
 def test_where_all_jobs_found_no_gpu_the_next_will_find_none() -> None:
@@ -64,22 +92,18 @@ def test_where_all_jobs_found_no_gpu_the_next_will_find_none() -> None:
 def planned(directory: Path, representations: tuple[str, ...], store: Path | None = None) -> dict[str, dict[str, Any]]:
     """The jobs of plan.json for one sample and a tiny model."""
     (directory / "a.fasta").write_text("".join(f">p{n}\n{residues}\n" for n, residues in enumerate(PROTEINS)))
-    sequences = directory / "a.parquet"
-    ingest("a", [directory / "a.fasta"], directory / "catalog.parquet", sequences, fail_on_invalid=True)
+    results = Results(directory)
+    ingest("a", [directory / "a.fasta"], results.catalog("a"), results.sequences("a"), fail_on_invalid=True)
     reference.tiny_esm2(directory / "tiny.pt")
-    weights.describe("m", directory / "tiny.pt").save(directory / "m.json")
     spec = ModelSpec("m", (-1,), representations, "truncate", 1022, 0, "auto")
-    models = {"m": directory / "m.json"}
-    receipts = directory / "receipts"
-    plan([spec], models, {"a": sequences}, Store(store or directory / "store"), receipts, directory / "plan", SIZES)
+    model = PlannedModel(spec, weights.describe("m", directory / "tiny.pt"))
+    plan([model], ["a"], results, Store(store or directory / "store"), SIZES)
     return dict(json.loads((directory / "plan" / "plan.json").read_text())["jobs"])
 
 
 def test_the_plan_takes_the_time_of_a_job_from_the_rate_of_earlier_ones(tmp_path: Path) -> None:
     [first] = planned(tmp_path, ("mean",)).values()
-    (tmp_path / "receipts").mkdir()
-    content = receipt("m", first["cost"] / 3600, 7.0)
-    (tmp_path / "receipts" / "earlier.json").write_text(json.dumps(content))
+    receipt("m", first["cost"] / 3600, 7.0).save(tmp_path / "receipts" / "earlier.json")
     [second] = planned(tmp_path, ("mean",)).values()
     assert 60 < second["minutes"] < 61
     assert first["minutes"] < 1
@@ -133,6 +157,6 @@ def test_a_store_that_does_not_fit_on_its_disk_ends_the_plan(tmp_path: Path, sma
 def test_weights_beyond_the_memory_of_this_machine_end_a_plan_whose_jobs_run_here(tmp_path: Path) -> None:
     huge = Preflight(1, 1, "cpu", 1.0, 60.0, False, 1000, 1 << 60, 0, 0)
     with pytest.raises(DeviceError, match="memory"):
-        huge.require_room(tmp_path, tmp_path, local=True)
-    huge.require_room(tmp_path, tmp_path, local=False)
-    replace(huge, device="cuda").require_room(tmp_path, tmp_path, local=True)
+        require_room(huge, tmp_path, tmp_path, local=True)
+    require_room(huge, tmp_path, tmp_path, local=False)
+    require_room(replace(huge, device="cuda"), tmp_path, tmp_path, local=True)

@@ -11,24 +11,28 @@ import pyarrow.parquet as pq
 import pytest
 import reference
 from esmflow.inputs.catalog import SEQUENCES
-from esmflow.jobs import Job
+from esmflow.job import Job
 from esmflow.model.fetch import fetch
-from esmflow.plan.plan import Sizes, plan
-from esmflow.spec import WHOLE, ModelSpec, Output
+from esmflow.plan.plan import plan
+from esmflow.plan.sizes import Sizes
+from esmflow.planned_model import ModelSpec, PlannedModel
+from esmflow.representation import Output
+from esmflow.results import Results
 from esmflow.store import store
-from esmflow.store.store import Space, Store
+from esmflow.store.store import Store
+from esmflow.treatment import WHOLE, Treatment
 
 MODEL = "tiny"
 OUTPUTS = [Output(layer, name) for layer in (0, 1) for name in ("mean", "std")]
 SPEC = ModelSpec(MODEL, (0, 1), ("mean", "std"), "truncate", 60, 0, "fp32")
-TREATMENTS = [WHOLE, "truncate-60"]
+TREATMENTS = [WHOLE, Treatment("truncate", 60)]
 
 
 def key(residues: bytes) -> bytes:
     return hashlib.sha256(residues).digest()
 
 
-def treatment(residues: bytes) -> str:
+def treatment(residues: bytes) -> Treatment:
     return TREATMENTS[len(residues) > 60]
 
 
@@ -39,8 +43,7 @@ class World:
         draw = random.Random(seed)
         self.root = root
         reference.tiny_esm2(root / "tiny.pt")
-        fetch(MODEL, str(root / "tiny.pt"), root / "weights").save(root / f"{MODEL}.json")
-        self.sha256 = json.loads((root / f"{MODEL}.json").read_text())["sha256"]
+        self.model = PlannedModel(SPEC, fetch(MODEL, str(root / "tiny.pt"), root / "weights"))
         pool = ["".join(draw.choices("ACDEFGHIKL", k=draw.randint(5, 80))).encode() for _ in range(300)]
         self.samples = {name: draw.choices(pool, k=200) for name in ("b", "a", "c")}
         self.has: dict[bytes, set[Output]] = {residues: set() for residues in pool}
@@ -50,29 +53,24 @@ class World:
                 own = [residues for residues in draw.sample(pool, 60) if treatment(residues) == kind]
                 keys = pa.array([key(residues) for residues in own], pa.binary(32))
                 values = {output: [np.ones(8, np.float32)] * len(own) for output in outputs}
-                path = Store(root / "store").path(Space(self.sha256, kind, "fp32"), f"{number}")
+                path = Store(root / "store").path(self.model.space(kind), f"{number}")
                 store.commit(path, keys, [None] * len(own), values, {})
                 for residues in own:
                     self.has[residues] |= set(outputs)
-        for name, records in self.samples.items():
+
+    def plan(self, name: str, sizes: Sizes) -> list[Job]:
+        """The jobs of a plan with results in a directory of that name."""
+        results = Results(self.root / name)
+        for sample, records in self.samples.items():
             rows = {
                 "key": [key(residues) for residues in records],
                 "length": list(map(len, records)),
                 "residues": records,
             }
-            pq.write_table(pa.table(rows, SEQUENCES), root / f"{name}.parquet")
-
-    def plan(self, name: str, sizes: Sizes) -> list[Job]:
-        plan(
-            [SPEC],
-            {MODEL: self.root / f"{MODEL}.json"},
-            {sample: self.root / f"{sample}.parquet" for sample in self.samples},
-            Store(self.root / "store"),
-            self.root / "receipts",
-            self.root / name,
-            sizes,
-        )
-        return [Job.load(path) for path in sorted((self.root / name / "jobs").iterdir())]
+            results.sequences(sample).parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(pa.table(rows, SEQUENCES), results.sequences(sample))
+        plan([self.model], list(self.samples), results, Store(self.root / "store"), sizes)
+        return [Job.load(path) for path in sorted(results.job("any").parent.iterdir())]
 
     def first_seen(self) -> list[bytes]:
         return list(dict.fromkeys(residues for records in self.samples.values() for residues in records))
@@ -81,7 +79,7 @@ class World:
 @pytest.mark.parametrize("seed", [1, 2])
 def test_each_missing_output_is_planned_once(tmp_path: Path, seed: int) -> None:
     world = World(tmp_path, seed)
-    jobs = world.plan("plan", Sizes(1e-7, 3, 0, 1, None, part_bytes=1e9))
+    jobs = world.plan("results", Sizes(1e-7, 3, 0, 1, None, part_bytes=1e9))
     assert len(jobs) == 3
     planned: dict[bytes, list[Output]] = {}
     position = {residues: number for number, residues in enumerate(world.first_seen())}
@@ -105,7 +103,7 @@ def test_each_missing_output_is_planned_once(tmp_path: Path, seed: int) -> None:
 
 def test_jobs_serve_the_tables_that_they_compute_something_for(tmp_path: Path) -> None:
     world = World(tmp_path, 3)
-    jobs = world.plan("plan", Sizes(1e-7, 5, 0, 1, None, part_bytes=1e9))
+    jobs = world.plan("results", Sizes(1e-7, 5, 0, 1, None, part_bytes=1e9))
     for job in jobs:
         serves = set()
         for shard in job.shards:
@@ -113,7 +111,7 @@ def test_jobs_serve_the_tables_that_they_compute_something_for(tmp_path: Path) -
             samples = [sample for sample, records in world.samples.items() if own & set(records)]
             serves |= {f"{sample}/{MODEL}/{output}" for sample in samples for output in shard.outputs}
         assert set(job.serves) == serves
-    needs = json.loads((tmp_path / "plan/plan.json").read_text())["tables"]
+    needs = json.loads((tmp_path / "results/plan/plan.json").read_text())["tables"]
     for table, names in needs.items():
         assert names == sorted(job.name for job in jobs if table in job.serves)
 
@@ -129,8 +127,7 @@ def test_the_same_work_has_the_same_names(tmp_path: Path) -> None:
 
 def test_tables_larger_than_a_part_are_told(tmp_path: Path) -> None:
     world = World(tmp_path, 5)
-    embed_dim = json.loads((tmp_path / f"{MODEL}.json").read_text())["architecture"]["embed_dim"]
-    size = 200 * embed_dim * 4
+    size = 200 * world.model.architecture.embed_dim * 4
     for part_bytes, expected in ((size, []), (size - 1, [f"{s}/{MODEL}/{o}" for s in "abc" for o in OUTPUTS])):
-        world.plan("plan", Sizes(1, 1, 0, 1, None, part_bytes))
-        assert sorted(json.loads((tmp_path / "plan/plan.json").read_text())["in_parts"]) == sorted(expected)
+        world.plan("results", Sizes(1, 1, 0, 1, None, part_bytes))
+        assert sorted(json.loads((tmp_path / "results/plan/plan.json").read_text())["in_parts"]) == sorted(expected)

@@ -14,13 +14,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from esmflow.descriptor import Architecture, Descriptor
+from esmflow.architecture import Architecture
 from esmflow.errors import DataError
 from esmflow.inputs.catalog import ingest
-from esmflow.plan.plan import Sizes, plan
-from esmflow.spec import WHOLE, ModelSpec, Output
+from esmflow.plan.plan import plan
+from esmflow.plan.sizes import Sizes
+from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel, Space
+from esmflow.representation import Output
+from esmflow.results import Results
 from esmflow.store import keeping
-from esmflow.store.store import Space, Store, commit
+from esmflow.store.store import Store, commit
+from esmflow.treatment import WHOLE
 from workflow import error_line, script
 
 MEAN, RESIDUES = Output(6, "mean"), Output(6, "per_tok")
@@ -260,21 +264,20 @@ def test_what_is_not_there_is_told_in_one_line(tmp_path: Path, store: Path, argu
 
 def test_a_plan_renews_the_time_of_use_of_the_files_it_counts_on(tmp_path: Path) -> None:
     shape = Architecture("ESM-2", 6, 8, 4, 32, token_dropout=True, max_residues=None, lm_head=True, contact_head=True)
-    Descriptor("m", [], [], hashlib.sha256(b"m").hexdigest(), shape).save(tmp_path / "m.json")
+    descriptor = Descriptor("m", [], [], hashlib.sha256(b"m").hexdigest(), shape)
     root = tmp_path / "store"
     wanted = put(root, "wanted", SEQUENCES[:2], days=9)
     others = put(root, "others", SEQUENCES[4:], days=9)
     fresh = put(root, "fresh", SEQUENCES[2:3], days=0.1)
     times = {path: path.stat().st_mtime for path in (wanted, others, fresh)}
     (tmp_path / "a.fa").write_text("".join(f">p{n}\n{sequence}\n" for n, sequence in enumerate(SEQUENCES[:3])))
-    ingest("a", [tmp_path / "a.fa"], tmp_path / "catalog", tmp_path / "sequences", fail_on_invalid=True)
+    results = Results(tmp_path)
+    ingest("a", [tmp_path / "a.fa"], results.catalog("a"), results.sequences("a"), fail_on_invalid=True)
     plan(
-        [ModelSpec("m", (6,), ("mean",), "truncate", 1022, 0, "auto")],
-        {"m": tmp_path / "m.json"},
-        {"a": tmp_path / "sequences"},
+        [PlannedModel(ModelSpec("m", (6,), ("mean",), "truncate", 1022, 0, "auto"), descriptor)],
+        ["a"],
+        results,
         Store(root),
-        tmp_path / "receipts",
-        tmp_path / "plan",
         Sizes(target_minutes=5, max_jobs=1, gpus_per_job=0, threads=1, tokens_per_pack=None, part_bytes=1e9),
     )
     assert json.loads((tmp_path / "plan" / "plan.json").read_text())["jobs"] == {}

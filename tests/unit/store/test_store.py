@@ -11,22 +11,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from esmflow import database
-from esmflow.descriptor import Architecture, Descriptor
+from esmflow.architecture import Architecture
 from esmflow.errors import DataError, IncompleteError, WriteError
 from esmflow.inputs.catalog import ingest
-from esmflow.jobs import Job, JobModel, Shard
-from esmflow.spec import WHOLE, ModelSpec, Output
-from esmflow.store.store import Space, Store, commit
+from esmflow.job import Job, Shard
+from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
+from esmflow.representation import Output
+from esmflow.store.store import Store, commit
 from esmflow.tables.features import write_table
-from esmflow.worker.heartbeat import Health, Heartbeat
+from esmflow.treatment import WHOLE
+from esmflow.worker.heartbeat import Heart
 from esmflow.worker.worker import Worker
 
 RESIDUES = ["M" + "KV" * number for number in range(1, 7)]
 OUTPUTS = [Output(0, "mean"), Output(6, "mean")]
 SPEC = ModelSpec("m", (6,), ("mean",), "truncate", 1022, 0, "auto")
 SHAPE = Architecture("ESM-2", 6, 8, 4, 32, token_dropout=True, max_residues=None, lm_head=True, contact_head=True)
-MODEL = Descriptor("m", [], [], "ab" * 32, SHAPE)
-SPACE = Space(MODEL.sha256, WHOLE, SPEC.precision)
+MODEL = PlannedModel(SPEC, Descriptor("m", [], [], "ab" * 32, SHAPE))
+SPACE = MODEL.space(WHOLE)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class Held:
         return self.store.path(SPACE, "shard")
 
     def table(self) -> pa.Table:
-        write_table(self.root / "catalog.parquet", SPEC, MODEL, OUTPUTS[1], self.store, self.root / "table.parquet")
+        write_table(self.root / "catalog.parquet", MODEL, OUTPUTS[1], self.store, self.root / "table.parquet")
         return pq.read_table(self.root / "table.parquet")
 
 
@@ -63,7 +65,7 @@ def held(tmp_path: Path) -> Held:
 
 
 def commit_all(held: Held, shard: str, reasons: list[str | None]) -> None:
-    metadata = {"model": "m", "weights_sha256": MODEL.sha256, "precision": "fp32", "attention": "sdpa"}
+    metadata = {"model": "m", "weights_sha256": MODEL.descriptor.sha256, "precision": "fp32", "attention": "sdpa"}
     keys = pa.array(held.keys, pa.binary(32))
     commit(held.store.path(SPACE, shard), keys, reasons, held.values, metadata)
 
@@ -112,11 +114,10 @@ def test_a_worker_computes_a_damaged_shard_again(held: Held, damage: str) -> Non
     place = content.index(held.values[OUTPUTS[1]][3].tobytes())
     content[place + 2] ^= 16
     held.file.write_bytes({"page of vectors": content, "cut short": content[:-1], "empty": b""}[damage])
-    MODEL.save(held.root / "m.json")
     commit_all(held, "whole", [None] * len(RESIDUES))
     shards = [Shard(name, "m", "", WHOLE, OUTPUTS, len(RESIDUES), 0, 1.0, 0) for name in ("shard", "whole")]
-    job = Job("j", {"m": JobModel(str(held.root / "m.json"), SPEC.precision)}, [], shards)
-    worker = Worker(job, held.store, Health(held.root / "heartbeats", Heartbeat("j")), {})
+    job = Job("j", {"m": MODEL}, [], shards)
+    worker = Worker(job, held.store, Heart(held.root / "heartbeats"))
     assert [shard.name for shard in worker.pending] == ["shard"]
 
 

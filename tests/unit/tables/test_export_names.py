@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from esmflow.config import check_config
+from esmflow.config.declaration import check_config
 from esmflow.errors import ConfigError
 from esmflow.tables.exports import safe_name
 from hypothesis import given

@@ -1,10 +1,9 @@
 """The pool of processes: futures, deaths, closing. Its jobs here are a few lines of plain Python."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
-import threading
-from concurrent.futures import Future
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import psutil
 import pytest
 from conftest import ROOT
 from esmflow.errors import DataError, DeviceError
-from esmflow.worker.pool import PoolClosedError, ProcessDiedError, WorkerPool
+from esmflow.worker.pool import NoProcessError, PoolClosedError, ProcessDiedError, WorkerPool
 from pool_jobs import (
     Bench,
     DieUntil,
@@ -42,7 +41,6 @@ def test_results_and_exceptions_reach_the_future_of_their_own_job() -> None:
         with pytest.raises(RuntimeError, match="UnportableError: of two parts"):
             strange.result(DEADLINE)
         assert after.result(DEADLINE) == 49
-        assert pool.drain(DEADLINE)
         assert sorted(reports) == [*range(8), 7, *range(8, 20)]
 
 
@@ -57,38 +55,45 @@ def test_a_process_lives_through_all_its_jobs_and_several_are_used(tmp_path: Pat
         assert {pid for _, pid in others} < set(pool.processes)
 
 
-def test_the_queue_is_bounded(tmp_path: Path) -> None:
-    with WorkerPool(Bench, bound=1) as pool:
-        pool.submit(WaitFor(tmp_path / "go"))
-        wait_until((tmp_path / "go.begun").exists)
-        pool.submit(Square(1))
-        thread = threading.Thread(target=pool.submit, args=(Square(2),))
-        thread.start()
-        assert pool.waiting == 1
-        assert thread.is_alive()
-        (tmp_path / "go").touch()
-        thread.join(DEADLINE)
-        assert not thread.is_alive()
-        assert pool.drain(DEADLINE)
+def test_a_death_is_told_to_every_job_that_the_process_had_in_hand_and_to_no_other(tmp_path: Path) -> None:
+    with WorkerPool(Bench) as pool:
+        [pid] = pool.processes
+        finishing = pool.submit(FinishLater(tmp_path / "go"))
+        dying = pool.submit(DieUntil(tmp_path / "tries", 100))
+        after = pool.submit(Square(3))
+        for future in (finishing, dying):
+            with pytest.raises(ProcessDiedError, match=f"process {pid} died of signal SIGKILL"):
+                future.result(DEADLINE)
+        assert after.result(DEADLINE) == 9
+        assert (tmp_path / "go.begun").read_text() == (tmp_path / "tries").read_text() == "x"
+        assert pool.restarts == 1
 
 
-def test_a_job_that_kills_its_process_is_tried_again_elsewhere(tmp_path: Path) -> None:
+def test_a_job_that_died_may_be_tried_again_in_the_process_that_replaces_its_own(tmp_path: Path) -> None:
+    job = DieUntil(tmp_path / "tries", 3)
     with WorkerPool(Bench, 2) as pool:
-        dying = pool.submit(DieUntil(tmp_path / "tries", 3))
-        squares = [pool.submit(Square(number)) for number in range(5)]
-        assert dying.result(DEADLINE) == 3
-        assert [future.result(DEADLINE) for future in squares] == [0, 1, 4, 9, 16]
+        for _ in range(2):
+            with pytest.raises(ProcessDiedError):
+                pool.submit(job, alone=True).result(DEADLINE)
+        assert pool.submit(job, alone=True).result(DEADLINE) == 3
         assert pool.restarts == 2
 
 
-def test_the_third_death_is_the_end_of_a_job_and_of_no_other(tmp_path: Path) -> None:
+def test_a_job_that_is_to_be_alone_has_no_company_before_or_after(tmp_path: Path) -> None:
+    first, alone, last = (tmp_path / name for name in ("first", "alone", "last"))
     with WorkerPool(Bench) as pool:
-        dying = pool.submit(DieUntil(tmp_path / "tries", 100))
-        after = pool.submit(Square(3))
-        with pytest.raises(ProcessDiedError, match="SIGKILL, 3 times"):
-            dying.result(DEADLINE)
-        assert after.result(DEADLINE) == 9
-        assert (tmp_path / "tries").read_text() == "xxx"
+        finishing = pool.submit(FinishLater(first))
+        wait_until(first.with_suffix(".begun").exists)
+        lonely = pool.submit(FinishLater(alone), alone=True)
+        following = pool.submit(FinishLater(last))
+        assert not alone.with_suffix(".begun").exists()
+        first.touch()
+        assert finishing.result(DEADLINE) == "done"
+        wait_until(alone.with_suffix(".begun").exists)
+        assert not last.with_suffix(".begun").exists()
+        alone.touch()
+        last.touch()
+        assert lonely.result(DEADLINE) == following.result(DEADLINE) == "done"
 
 
 def test_a_process_takes_its_next_job_while_one_is_finished(tmp_path: Path) -> None:
@@ -104,45 +109,13 @@ def test_a_process_takes_its_next_job_while_one_is_finished(tmp_path: Path) -> N
             failing.result(DEADLINE)
 
 
-def test_a_job_that_kills_does_not_take_down_with_it_what_is_finished_beside_it(tmp_path: Path) -> None:
-    begun = tmp_path / "go.begun"
-    with WorkerPool(Bench) as pool:
-        finishing = pool.submit(FinishLater(tmp_path / "go"))
-        dying = pool.submit(DieUntil(tmp_path / "tries", 100))
-        wait_until(lambda: begun.exists() and begun.read_text() == "xx")
-        assert (tmp_path / "tries").read_text() == "x"
-        (tmp_path / "go").touch()
-        assert finishing.result(DEADLINE) == "done"
-        with pytest.raises(ProcessDiedError, match="3 times"):
-            dying.result(DEADLINE)
-        assert begun.read_text() == "xx"
-        assert (tmp_path / "tries").read_text() == "xxx"
-
-
-def assert_closing_waits_for(job: Future[str], pool: WorkerPool, go: Path) -> None:
-    """A job that ends once there is a file, which comes when the pool is closing already, is done as ever."""
-    closing = threading.Thread(target=pool.close, args=(DEADLINE,))
-    closing.start()
-    go.touch()
-    assert job.result(DEADLINE) == "done"
-    closing.join(DEADLINE)
-    assert not closing.is_alive()
-
-
-def test_closing_gives_what_is_being_finished_its_time(tmp_path: Path) -> None:
-    pool = WorkerPool(Bench)
-    finishing = pool.submit(FinishLater(tmp_path / "go"))
-    assert pool.submit(Square(2)).result(DEADLINE) == 4
-    assert_closing_waits_for(finishing, pool, tmp_path / "go")
-
-
 def test_closing_drops_what_waits_ends_what_runs_and_refuses_what_comes(tmp_path: Path) -> None:
     pool = WorkerPool(Bench)
     [process] = [psutil.Process(pid) for pid in pool.processes]
     running = pool.submit(WaitFor(tmp_path / "never"))
     wait_until((tmp_path / "never.begun").exists)
     waiting = pool.submit(Square(1))
-    pool.close(0.1)
+    pool.close()
     for future in (running, waiting):
         with pytest.raises(PoolClosedError):
             future.result(0)
@@ -152,14 +125,7 @@ def test_closing_drops_what_waits_ends_what_runs_and_refuses_what_comes(tmp_path
     pool.close()
 
 
-def test_closing_lets_a_running_job_end_within_its_time(tmp_path: Path) -> None:
-    pool = WorkerPool(Bench)
-    running = pool.submit(WaitFor(tmp_path / "go"))
-    wait_until((tmp_path / "go.begun").exists)
-    assert_closing_waits_for(running, pool, tmp_path / "go")
-
-
-def test_a_server_that_cannot_be_made_fails_the_jobs_with_its_own_error() -> None:
+def test_what_cannot_be_started_fails_the_jobs_with_its_own_error() -> None:
     with WorkerPool(no_device, 2) as pool:
         with pytest.raises(DeviceError, match="no device for process"):
             pool.submit(Square(1)).result(DEADLINE)
@@ -169,7 +135,7 @@ def test_a_server_that_cannot_be_made_fails_the_jobs_with_its_own_error() -> Non
 
 
 def test_processes_that_die_at_the_start_are_not_replaced_for_ever() -> None:
-    with WorkerPool(dies_at_start) as pool, pytest.raises(ProcessDiedError, match="no process is left"):
+    with WorkerPool(dies_at_start) as pool, pytest.raises(NoProcessError, match="no process is left"):
         pool.submit(Square(1)).result(DEADLINE)
 
 
@@ -185,8 +151,11 @@ class OneProcess(SpawnContext):
         return SpawnProcess(*arguments, **options)
 
 
-def test_it_works_with_as_many_processes_as_there_can_be(caplog: pytest.LogCaptureFixture) -> None:
-    with WorkerPool(Bench, 3, context=OneProcess()) as pool:
+def test_it_works_with_as_many_processes_as_there_can_be(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: OneProcess())
+    with WorkerPool(Bench, 3) as pool:
         assert len(pool.processes) == 1
         assert "working with 1 of 3 processes" in caplog.text
         assert pool.submit(Square(5)).result(DEADLINE) == 25

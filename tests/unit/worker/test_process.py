@@ -1,6 +1,8 @@
-"""A process's server: the way of a shard through it."""
+"""What a process of the worker does: the way of a shard through it."""
 
 import threading
+import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -8,12 +10,12 @@ from typing import Any
 import pytest
 import reference
 import torch
-from esmflow.descriptor import Descriptor
 from esmflow.errors import WriteError
-from esmflow.jobs import Job
+from esmflow.job import Job
 from esmflow.store.store import commit
-from esmflow.worker.messages import EmbedShard, Model
-from esmflow.worker.process import Server, load_engine
+from esmflow.worker import process
+from esmflow.worker.messages import EmbedShard, ShardProgress
+from esmflow.worker.process import Embedder, load_engine
 from esmflow.worker.registry import ModelRegistry
 from worker_jobs import make_job
 from workflow import DEADLINE, wait_until
@@ -26,50 +28,75 @@ def shards(tmp_path: Path) -> list[EmbedShard]:
     """Three shards of a tiny model."""
     reference.tiny_esm2(tmp_path / "tiny.pt")
     job = Job.load(make_job(tmp_path / "job", {"tiny": tmp_path / "tiny.pt"}, 3))
-    model = Model(Descriptor.load(Path(job.models["tiny"].descriptor)), "fp32", "auto")
-    return [
-        EmbedShard(model, Path(s.file), 0, s.sequences, s.treatment, s.outputs, tmp_path / f"{s.name}.parquet")
-        for s in job.shards
-    ]
+    model = job.models["tiny"]
+    return [EmbedShard(model, s, 0, s.sequences, tmp_path / f"{s.name}.parquet") for s in job.shards]
 
 
 def registry() -> ModelRegistry:
     return ModelRegistry(CPU, lambda model, precision: load_engine(model, precision, CPU, 1, None))
 
 
-def test_a_shard_is_computed_while_the_one_before_is_written(shards: list[EmbedShard]) -> None:
-    go = threading.Event()
-    reports: list[dict[str, Any]] = []
+@pytest.fixture
+def go(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Nothing is written before this is set."""
+    event = threading.Event()
 
-    def held(*content: Any) -> None:
-        assert go.wait(DEADLINE)
+    def held_up(*content: Any) -> None:
+        assert event.wait(DEADLINE)
         commit(*content)
 
-    server = Server(registry(), reports.append, commit=held)
-    first = server.embed(shards[0])
-    assert reports[-1]["target"] == shards[0].target
-    assert reports[-1]["computed"]
+    monkeypatch.setattr(process, "commit", held_up)
+    yield event
+    event.set()
+
+
+def test_a_shard_is_computed_while_the_one_before_is_written(shards: list[EmbedShard], go: threading.Event) -> None:
+    reports: list[ShardProgress] = []
+    embedder = Embedder(registry(), reports.append)
+    first = embedder.embed(shards[0])
+    assert reports[-1].target == shards[0].target
+    assert reports[-1].computed
     with ThreadPoolExecutor(1) as thread:
-        second = thread.submit(server.embed, shards[1])
-        wait_until(lambda: reports[-1]["target"] == shards[1].target)
+        second = thread.submit(embedder.embed, shards[1])
+        wait_until(lambda: reports[-1].target == shards[1].target)
         assert not first.done()
         assert not shards[0].target.exists()
         go.set()
-        assert second.result(DEADLINE).result(DEADLINE)["self_check"]["sequences"] == 1
+        assert second.result(DEADLINE).result(DEADLINE).use.self_check.sequences == 1
     assert first.done()
     assert shards[0].target.exists()
     assert shards[1].target.exists()
 
 
-def test_a_shard_that_cannot_be_written_fails_and_no_other(shards: list[EmbedShard]) -> None:
+def test_a_model_that_is_dropped_while_its_shard_is_written_leaves_the_memory(
+    shards: list[EmbedShard], go: threading.Event
+) -> None:
+    models = registry()
+    embedder = Embedder(models, lambda report: None)
+    written = embedder.embed(shards[0])
+    [resident] = models.residents.values()
+    engine, model = weakref.ref(resident.engine), weakref.ref(resident.engine.model)
+    del resident
+    models.drop()
+    assert engine() is None
+    assert model() is None
+    assert not written.done()
+    go.set()
+    assert written.result(DEADLINE).use.device == "cpu"
+
+
+def test_a_shard_that_cannot_be_written_fails_and_no_other(
+    shards: list[EmbedShard], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(target: Path, *content: Any) -> None:
         if target == shards[1].target:
             raise WriteError("the disk is full")
         commit(target, *content)
 
-    server = Server(registry(), lambda report: None, commit=full)
-    first, second, third = (server.embed(shard) for shard in shards)
+    monkeypatch.setattr(process, "commit", full)
+    embedder = Embedder(registry(), lambda report: None)
+    first, second, third = (embedder.embed(shard) for shard in shards)
     with pytest.raises(WriteError, match="full"):
         second.result(DEADLINE)
-    assert first.result(DEADLINE)["figures"]["sequences"] == third.result(DEADLINE)["figures"]["sequences"] == 6
+    assert first.result(DEADLINE).figures.sequences == third.result(DEADLINE).figures.sequences == 6
     assert [shard.target.exists() for shard in shards] == [True, False, True]

@@ -11,28 +11,28 @@ import pytest
 import reference
 import torch
 from esmflow.errors import DataError, DeviceError
-from esmflow.model.fetch import fetch
-from esmflow.spec import Output
-from esmflow.worker.messages import Model
+from esmflow.planned_model import PlannedModel
+from esmflow.representation import Output
 from esmflow.worker.process import load_engine
 from esmflow.worker.registry import ModelRegistry
+from worker_jobs import planned_model
 
 CPU = torch.device("cpu")
 SEQUENCE = "MKTAYIAKQRQISFVKSHFSRQ"
 
 
-def model(path: Path, name: str = "tiny") -> Model:
-    return Model(fetch(name, str(path), path.parent), "fp32", "auto")
+def model(path: Path, name: str = "tiny") -> PlannedModel:
+    return planned_model(path, name, path.parent)
 
 
 def registry(free: Callable[[ModelRegistry], int] = lambda registry: 10**12) -> ModelRegistry:
     """A registry on the CPU that sees as much free memory as `free` tells of its state."""
     made: list[ModelRegistry] = []
 
-    def load(wanted: Model, precision: str):  # type: ignore[no-untyped-def]
+    def load(wanted: PlannedModel, precision: str):  # type: ignore[no-untyped-def]
         return load_engine(wanted, precision, CPU, 1, None)
 
-    made.append(ModelRegistry(CPU, load, reserve=0, free=lambda _: free(made[0])))
+    made.append(ModelRegistry(CPU, load, free=lambda _: free(made[0])))
     return made[0]
 
 
@@ -52,7 +52,7 @@ def second(tmp_path: Path) -> Path:
     return tmp_path / "second.pt"
 
 
-def assert_serves(held: ModelRegistry, wanted: Model, theirs: torch.nn.Module) -> None:
+def assert_serves(held: ModelRegistry, wanted: PlannedModel, theirs: torch.nn.Module) -> None:
     """Embed with the model, and compare with fair-esm."""
     output = Output(3, "mean")
     [found] = held.get(wanted).engine.embed([SEQUENCE.encode()], [output]).values[output]
@@ -71,12 +71,12 @@ def test_the_same_weights_are_loaded_once_whatever_their_name(first: Path) -> No
 def test_what_is_loaded_is_known(first: Path) -> None:
     held = registry()
     held.get(model(first))
-    [resident] = held.residents
+    [resident] = held.residents.values()
     assert resident.model.descriptor.sha256 == model(first).descriptor.sha256
     assert resident.engine.model.device == CPU
     assert resident.engine.model.precision == "fp32"
     assert resident.engine.model.attention == "sdpa"
-    shape = resident.model.descriptor.architecture
+    shape = resident.model.architecture
     assert resident.bytes >= 4 * shape.layers * 12 * shape.embed_dim**2
 
 
@@ -86,7 +86,7 @@ def test_models_stay_while_they_fit(first: Path, second: Path, tmp_path: Path) -
     for wanted in (one, two, one, two):
         held.get(wanted)
     assert (held.loads, held.switches) == (2, 3)
-    assert [resident.model for resident in held.residents] == [one, two]
+    assert [resident.model for resident in held.residents.values()] == [one, two]
     for wanted, seed in ((one, 1), (two, 2)):
         assert_serves(held, wanted, reference.tiny_esm2(tmp_path / "again.pt", seed=seed))
 
@@ -97,7 +97,7 @@ def test_the_least_recently_used_goes_first(first: Path, second: Path, tmp_path:
     held = registry(lambda held: 10**12 if len(held.residents) < 2 else 0)
     for wanted in (one, two, one, three):
         held.get(wanted)
-    assert [resident.model for resident in held.residents] == [one, three]
+    assert [resident.model for resident in held.residents.values()] == [one, three]
 
 
 @pytest.mark.parametrize("free", [one_at_a_time, lambda held: 10**12])

@@ -1,15 +1,8 @@
-"""What is known of a model once its weights are in place."""
+"""The shape of an ESM trunk, and what follows from it."""
 
-import json
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
-
-from esmflow import files
-
-#: Letters of the alphabet, and so logits of a token.
-LETTERS = 33
 
 
 @dataclass(frozen=True)
@@ -31,6 +24,11 @@ class Architecture:
     """Whether contacts can be had."""
 
     @property
+    def head_dim(self) -> int:
+        """Components of a query, key or value in each head."""
+        return self.embed_dim // self.heads
+
+    @property
     def matrix_numbers(self) -> int:
         """Numbers in the matrices of all layers: nearly all that there are in the trunk."""
         return self.layers * (4 * self.embed_dim**2 + 2 * self.embed_dim * self.ffn_dim)
@@ -44,25 +42,3 @@ class Architecture:
         linear = 2 * (4 * self.embed_dim**2 + 2 * self.embed_dim * self.ffn_dim)
         operations: np.ndarray = max(layers, 1) * tokens.astype(np.float64) * (linear + 4 * self.embed_dim * tokens)
         return operations
-
-
-@dataclass(frozen=True)
-class Descriptor:
-    """A model that is in place: where its weights lie, what they are, and the hash that keys the store."""
-
-    name: str
-    files: list[str]
-    stamp: list[list[int]]
-    """Bytes and time of change (ns) of each file."""
-    sha256: str
-    architecture: Architecture
-
-    def save(self, path: Path) -> None:
-        """Write the descriptor as JSON, in one atomic step."""
-        files.write_text(path, json.dumps(asdict(self), indent=2) + "\n")
-
-    @classmethod
-    def load(cls, path: Path) -> "Descriptor":
-        """Read a descriptor written by `save`."""
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**fields | {"architecture": Architecture(**fields["architecture"])})

@@ -1,14 +1,15 @@
-"""Shards and worker jobs: what the plan writes and the worker reads."""
+"""A worker job: what the plan writes and the worker reads."""
 
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esmflow import files
-from esmflow.spec import Output
+from esmflow.planned_model import PlannedModel, Space
+from esmflow.representation import Output
+from esmflow.treatment import Treatment
 
 #: A shard's file: the keys and residues of its sequences, in order of the samples.
 SHARD = pa.schema([pa.field("key", pa.binary(32), nullable=False), pa.field("residues", pa.binary(), nullable=False)])
@@ -27,7 +28,7 @@ class Shard:
     name: str
     model: str
     file: str
-    treatment: str
+    treatment: Treatment
     outputs: list[Output]
     sequences: int
     residues: int
@@ -38,20 +39,11 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class JobModel:
-    """What a job needs to know of a model."""
-
-    descriptor: str
-    """Its file."""
-    precision: str
-
-
-@dataclass(frozen=True)
 class Job:
     """The shards of one worker job: model by model, dearest first."""
 
     name: str
-    models: dict[str, JobModel]
+    models: dict[str, PlannedModel]
     serves: list[str]
     """The feature tables that need this job, as `sample/model/layer6.mean`."""
     shards: list[Shard]
@@ -61,16 +53,15 @@ class Job:
         """FLOPs of all its shards."""
         return sum(shard.cost for shard in self.shards)
 
+    def space(self, shard: Shard) -> Space:
+        """The part of the store that a shard is committed to."""
+        return self.models[shard.model].space(shard.treatment)
+
     def save(self, path: Path) -> None:
         """Write the job as JSON, in one atomic step."""
-        files.write_text(path, json.dumps(asdict(self), indent=1) + "\n")
+        files.write_json(path, self)
 
     @classmethod
     def load(cls, path: Path) -> "Job":
-        """Read a job written by `save`."""
-        fields = json.loads(path.read_text(encoding="utf-8"))
-        models = {name: JobModel(**model) for name, model in fields["models"].items()}
-        shards = [
-            Shard(**shard | {"outputs": [Output(*output) for output in shard["outputs"]]}) for shard in fields["shards"]
-        ]
-        return cls(**fields | {"models": models, "shards": shards})
+        """Read a job written by `save`. Raises DataError if it is damaged."""
+        return files.read_json(path, cls)

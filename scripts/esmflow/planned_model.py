@@ -1,0 +1,176 @@
+"""A model of a run: what the config asks of it, what its weights are, and what follows from both."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from esmflow import files
+from esmflow.architecture import Architecture
+from esmflow.errors import ConfigError
+from esmflow.representation import REPRESENTATIONS, Output
+from esmflow.treatment import WHOLE, Treatment
+
+#: Raised when the same text would be cleaned to other residues; part of the store's key.
+CLEANING_VERSION = 1
+#: Raised when the same weights and residues would give other numbers; part of the store's key.
+NUMERICS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """A model's part of the config, but for where its weights come from and how fast it should be."""
+
+    name: str
+    layers: tuple[int, ...]
+    representations: tuple[str, ...]
+    long_sequences: str
+    max_length: int
+    window_overlap: int
+    precision: str
+
+    @classmethod
+    def of(cls, name: str, config: Mapping[str, Any]) -> "ModelSpec":
+        """Pick a model's spec out of its validated config."""
+        return cls(
+            name,
+            tuple(config["layers"]),
+            tuple(config["representations"]),
+            config["long_sequences"],
+            config["max_length"],
+            config["window_overlap"],
+            config["precision"],
+        )
+
+    @property
+    def long_treatment(self) -> Treatment | None:
+        """The treatment of sequences longer than `max_length`; None if they are skipped."""
+        return {
+            "window": Treatment("window", self.max_length, self.window_overlap),
+            "truncate": Treatment("truncate", self.max_length),
+            "full": WHOLE,
+            "skip": None,
+        }[self.long_sequences]
+
+    @property
+    def treatments(self) -> list[Treatment]:
+        """The different treatments of sequences of all lengths."""
+        return [WHOLE] if self.long_treatment in (None, WHOLE) else [WHOLE, self.long_treatment]
+
+    def treatment(self, length: int) -> Treatment | None:
+        """The treatment of a sequence of so many residues; None if it is skipped."""
+        return WHOLE if length <= self.max_length else self.long_treatment
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """A model that is in place: where its weights lie, what they are, and the hash that keys the store."""
+
+    name: str
+    files: list[str]
+    stamp: list[list[int]]
+    """Bytes and time of change (ns) of each file."""
+    sha256: str
+    architecture: Architecture
+
+    def save(self, path: Path) -> None:
+        """Write the descriptor as JSON, in one atomic step."""
+        files.write_json(path, self)
+
+    @classmethod
+    def load(cls, path: Path) -> "Descriptor":
+        """Read a descriptor written by `save`. Raises DataError if it is damaged."""
+        return files.read_json(path, cls)
+
+
+@dataclass(frozen=True)
+class Space:
+    """A part of the store in which a sequence has one value per output."""
+
+    weights_sha256: str
+    treatment: Treatment
+    precision: str
+
+    @property
+    def directory(self) -> Path:
+        """Where its files lie, relative to the store."""
+        versions = f"letters{CLEANING_VERSION}-numerics{NUMERICS_VERSION}"
+        return Path("embeddings", self.weights_sha256[:16], f"{self.treatment}-{self.precision}-{versions}")
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """A model as a run uses it."""
+
+    spec: ModelSpec
+    descriptor: Descriptor
+    attention: str = "auto"
+    """The kernel that is asked for; decides no numbers."""
+
+    @property
+    def name(self) -> str:
+        """Its name in the config."""
+        return self.spec.name
+
+    @property
+    def architecture(self) -> Architecture:
+        """The shape of its trunk."""
+        return self.descriptor.architecture
+
+    @property
+    def outputs(self) -> list[Output]:
+        """What is asked of it, sorted. Raises ConfigError for a layer that it has not."""
+        layers = self.architecture.layers
+        for layer in self.spec.layers:
+            if not -(layers + 1) <= layer <= layers:
+                raise ConfigError(
+                    f"models.{self.name}.layers: {layer} is out of range; "
+                    f"the model has layers 0 to {layers} (or -{layers + 1} to -1)"
+                )
+        return sorted(
+            {
+                Output(layers if REPRESENTATIONS[name].of_last_layer else layer % (layers + 1), name)
+                for layer in self.spec.layers
+                for name in self.spec.representations
+            }
+        )
+
+    @property
+    def spaces(self) -> list[Space]:
+        """The parts of the store in which its values lie."""
+        return [self.space(treatment) for treatment in self.spec.treatments]
+
+    def space(self, treatment: Treatment) -> Space:
+        """The part of the store for sequences that are treated so."""
+        return Space(self.descriptor.sha256, treatment, self.spec.precision)
+
+    def provenance(self, output: Output) -> dict[str, str]:
+        """What made the numbers of a table, as far as the plan tells."""
+        return {
+            "model": self.name,
+            "weights_sha256": self.descriptor.sha256,
+            "layer": str(output.layer),
+            "representation": output.representation,
+            "long_sequences": self.spec.long_sequences,
+            "max_length": str(self.spec.max_length),
+            "window_overlap": str(self.spec.window_overlap),
+        }
+
+    def check(self) -> None:
+        """Raise ConfigError for what weights of this shape cannot do."""
+        where, longest = f"models.{self.name}", self.architecture.max_residues
+        if longest is not None and self.spec.long_sequences == "full":
+            raise ConfigError(
+                f"{where}.long_sequences: 'full' is for ESM-2; this model takes at most {longest} residues, "
+                "use 'window' or 'truncate'"
+            )
+        if longest is not None and self.spec.max_length > longest:
+            raise ConfigError(
+                f"{where}.max_length: {self.spec.max_length} is more than this model takes; set it to {longest} or less"
+            )
+        for name in self.spec.representations:
+            if not REPRESENTATIONS[name].has_head(self.architecture):
+                raise ConfigError(
+                    f"{where}.representations: the weights have no head for {name}; "
+                    "leave it out or use weights that have it"
+                )

@@ -1,0 +1,198 @@
+"""Representations: what is computed of a protein. One entry tells all that the library knows of each.
+
+`REPRESENTATIONS` is the table. Config, rules, store, tables and exports ask its entries and know none by name.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import numpy as np
+
+from esmflow.alphabet import TOKENS
+from esmflow.architecture import Architecture
+
+if TYPE_CHECKING:
+    import torch
+
+    from esmflow.model.pooling import PackedLayer
+
+
+@dataclass(frozen=True)
+class PieceVectors:
+    """What the pieces of a long protein have, to be made one vector as if all kept residues had been together."""
+
+    vectors: np.ndarray
+    """float64 [pieces, embed_dim], of the representation itself."""
+    weights: np.ndarray
+    """float64 [pieces, 1]: the share of the kept residues that each piece has."""
+    means: np.ndarray
+    """float64 [pieces, embed_dim]: their `mean`; empty unless the representation `needs_mean`."""
+
+    def average(self, vectors: np.ndarray) -> np.ndarray:
+        """The pieces' vectors, weighed by their residues: float64 [embed_dim]."""
+        average: np.ndarray = (self.weights * vectors).sum(axis=0)
+        return average
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A representation of which a protein has one vector, [embed_dim], whatever its length."""
+
+    name: str
+    take: Callable[["PackedLayer"], "torch.Tensor"]
+    """From a layer of a pack: float32 [sequences, embed_dim]."""
+    combine: Callable[[PieceVectors], np.ndarray]
+    """From the pieces of a long protein: [embed_dim]."""
+    needs_mean: bool = False
+    """Whether `combine` needs the pieces' means besides."""
+
+    ragged: ClassVar[bool] = False
+    of_last_layer: ClassVar[bool] = False
+    layer_in_name: ClassVar[bool] = True
+    in_windows: ClassVar[bool] = True
+    from_attention: ClassVar[bool] = False
+
+    def shape(self, residues: Any, embed_dim: int) -> tuple[Any, ...]:  # noqa: ARG002
+        """Of the value of a protein of so many kept residues, or of several, if `residues` is an array of int64."""
+        return (embed_dim,)
+
+    def has_head(self, architecture: Architecture) -> bool:  # noqa: ARG002
+        """Whether weights of that architecture have what it takes."""
+        return True
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """A representation that grows with the protein: an array whose first dimension is the kept residues."""
+
+    name: str
+    take: Callable[["PackedLayer"], "list[torch.Tensor]"]
+    """From a layer of a pack: an array of `shape` for each sequence, float32."""
+    residue_shape: Callable[[Any, int], tuple[Any, ...]]
+    """What each residue has, from the kept residues and the embedding's dimension."""
+    dataset: str = "embeddings"
+    """Its name in a residue file."""
+    of_last_layer: bool = False
+    """Whether it depends on all layers, and is counted to the last."""
+    layer_in_name: bool = True
+    """Whether the name of its file tells the layer."""
+    in_windows: bool = True
+    """Whether it is to be had of a protein that goes through in windows."""
+    from_attention: bool = False
+    """Whether it is taken from the attention of all layers."""
+    head: Callable[[Architecture], bool] = lambda _: True
+
+    ragged: ClassVar[bool] = True
+    needs_mean: ClassVar[bool] = False
+
+    def shape(self, residues: Any, embed_dim: int) -> tuple[Any, ...]:
+        """Of the value of a protein of so many kept residues, or of several, if `residues` is an array of int64."""
+        return (residues, *self.residue_shape(residues, embed_dim))
+
+    def has_head(self, architecture: Architecture) -> bool:
+        """Whether weights of that architecture have what it takes."""
+        return self.head(architecture)
+
+
+def _std_of_pieces(pieces: PieceVectors) -> np.ndarray:
+    """The variance within the pieces and that between them."""
+    between = pieces.means - pieces.average(pieces.means)
+    std: np.ndarray = np.sqrt(pieces.average(pieces.vectors**2 + between**2))
+    return std
+
+
+REPRESENTATIONS: dict[str, Vector | Ragged] = {
+    representation.name: representation
+    for representation in (
+        Vector("mean", lambda layer: layer.mean, lambda pieces: pieces.average(pieces.vectors)),
+        Vector("bos", lambda layer: layer.bos, lambda pieces: pieces.vectors.mean(axis=0)),
+        Vector("max", lambda layer: layer.reduce(layer.x, "max"), lambda pieces: pieces.vectors.max(axis=0)),
+        Vector("std", lambda layer: layer.std, _std_of_pieces, needs_mean=True),
+        Ragged("per_tok", lambda layer: layer.split(layer.x), lambda _, embed_dim: (embed_dim,)),
+        Ragged(
+            "logits",
+            lambda layer: layer.split(layer.logits),
+            lambda _, __: (len(TOKENS),),
+            of_last_layer=True,
+            head=lambda architecture: architecture.lm_head,
+        ),
+        Ragged(
+            "contacts",
+            lambda layer: layer.contacts,
+            lambda residues, _: (residues,),
+            dataset="contacts",
+            of_last_layer=True,
+            layer_in_name=False,
+            in_windows=False,
+            from_attention=True,
+            head=lambda architecture: architecture.contact_head,
+        ),
+    )
+}
+VECTORS = tuple(name for name, representation in REPRESENTATIONS.items() if not representation.ragged)
+RAGGED = tuple(name for name, representation in REPRESENTATIONS.items() if representation.ragged)
+
+
+class Output(NamedTuple):
+    """What is computed of a protein: a layer (0 to the model's number of layers) and a representation of it."""
+
+    layer: int
+    representation: str
+
+    @property
+    def kind(self) -> Vector | Ragged:
+        """The representation's entry."""
+        return REPRESENTATIONS[self.representation]
+
+    @property
+    def ragged(self) -> bool:
+        """Whether its size grows with the protein."""
+        return self.kind.ragged
+
+    @property
+    def file_stem(self) -> str:
+        """The name of its file in the results."""
+        return str(self) if self.kind.layer_in_name else self.representation
+
+    def value_bytes(self, residues: np.ndarray, embed_dim: int) -> np.ndarray:
+        """Bytes of the float32 values of proteins of so many kept residues: int64 [proteins]."""
+        numbers = math.prod(self.kind.shape(residues.astype(np.int64), embed_dim))
+        return np.broadcast_to(np.int64(4) * numbers, residues.shape)
+
+    def __str__(self) -> str:
+        return f"layer{self.layer}.{self.representation}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Output":
+        """The inverse of `str`. Raises ValueError for any other text."""
+        match = re.fullmatch(r"layer(\d+)\.(\w+)", text)
+        if not match or match[2] not in REPRESENTATIONS:
+            raise ValueError(f"{text!r} is no output")
+        return cls(int(match[1]), match[2])
+
+
+def file_stem_pattern(names: Iterable[str]) -> str:
+    """A regular expression for the names of files of these representations, in all layers."""
+    return "|".join(rf"layer\d+\.{name}" if REPRESENTATIONS[name].layer_in_name else name for name in names)
+
+
+def combine(
+    output: Output, values: Sequence[np.ndarray], kept: Sequence[int], means: Sequence[np.ndarray]
+) -> np.ndarray:
+    """A protein's value of an output, from those of its pieces, as if all kept residues had been together.
+
+    values: float32, of each piece; kept: how many residues each piece keeps; means: the pieces' `mean`, which may be
+    empty unless the representation `needs_mean`. What is ragged is laid end to end.
+    """
+    if len(values) == 1:
+        return values[0]
+    kind = output.kind
+    if isinstance(kind, Ragged):
+        return np.concatenate(values)
+    pieces = PieceVectors(
+        np.array(values, dtype=np.float64), np.array(kept)[:, None] / sum(kept), np.array(means, dtype=np.float64)
+    )
+    return kind.combine(pieces).astype(np.float32)

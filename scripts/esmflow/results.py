@@ -1,0 +1,124 @@
+"""The directory of results: where everything of a run lies."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+
+class TableName(NamedTuple):
+    """A feature table or residue file of a run, written `sample/model/layer6.mean`."""
+
+    sample: str
+    model: str
+    file_stem: str
+    """Of its output."""
+
+    def __str__(self) -> str:
+        return "/".join(self)
+
+    @classmethod
+    def parse(cls, text: str) -> "TableName":
+        """The inverse of `str`."""
+        return cls(*text.split("/"))
+
+
+@dataclass(frozen=True)
+class Results:
+    """The paths of a run's results. Names may be wildcards of Snakemake's, as in `catalog("{sample}")`."""
+
+    root: Path
+
+    def catalog(self, sample: str) -> Path:
+        """A row per record."""
+        return self.root / "catalog" / f"{sample}.parquet"
+
+    def sequences(self, sample: str) -> Path:
+        """Key and residues of each valid record."""
+        return self.root / "sequences" / f"{sample}.parquet"
+
+    def descriptor(self, model: str) -> Path:
+        """What the model's weights are."""
+        return self.root / "models" / f"{model}.json"
+
+    @property
+    def plan_directory(self) -> Path:
+        """The plan, its jobs and shards: one output."""
+        return self.root / "plan"
+
+    @property
+    def plan(self) -> Path:
+        """The plan itself."""
+        return self.plan_directory / "plan.json"
+
+    def job(self, job: str) -> Path:
+        """What a worker job is to do."""
+        return self.plan_directory / "jobs" / f"{job}.json"
+
+    def shard(self, shard: str) -> Path:
+        """Key and residues of each sequence of a shard."""
+        return self.plan_directory / "shards" / f"{shard}.parquet"
+
+    @property
+    def receipts(self) -> Path:
+        """The directory of all receipts."""
+        return self.root / "receipts"
+
+    def receipt(self, job: str) -> Path:
+        """What a worker job did."""
+        return self.receipts / f"{job}.json"
+
+    @property
+    def heartbeats(self) -> Path:
+        """The directory of all heartbeats."""
+        return self.root / "heartbeats"
+
+    def heartbeat(self, job: str) -> Path:
+        """What a worker job is at."""
+        return self.heartbeats / f"{job}.json"
+
+    def metrics(self, job: str) -> Path:
+        """The same for Prometheus."""
+        return self.heartbeat(job).with_suffix(".prom")
+
+    def table(self, name: TableName) -> Path:
+        """A feature table that is one file."""
+        return self.root / "features" / f"{name}.parquet"
+
+    def table_parts(self, name: TableName) -> Path:
+        """A feature table that is a directory of files."""
+        return self.root / "features" / f"{name}.parts"
+
+    def table_files(self, name: TableName) -> list[Path]:
+        """The files of a feature table that was written, in order."""
+        table = self.table(name)
+        return [table] if table.exists() else sorted(self.table_parts(name).glob("part-*.parquet"))
+
+    def tables(self, sample: str) -> list[Path]:
+        """The feature tables of a sample that were written, files and directories, sorted."""
+        return sorted((self.root / "features" / sample).glob("*/layer*"))
+
+    def residues(self, name: TableName) -> Path:
+        """A residue file."""
+        return self.root / "residues" / f"{name}.h5"
+
+    def status(self, sample: str) -> Path:
+        """What became of each record."""
+        return self.root / "status" / f"{sample}.tsv"
+
+    def samples_with_status(self) -> list[str]:
+        """The samples whose status file was written, sorted."""
+        pattern = self.status("*")
+        return sorted(path.stem for path in pattern.parent.glob(pattern.name))
+
+    def exports(self, sample: str, model: str) -> Path:
+        """The directory of a sample's exports of a model."""
+        return self.root / "exports" / sample / model
+
+    @property
+    def report(self) -> Path:
+        """The page on the run."""
+        return self.root / "report" / "index.html"
+
+    def benchmark(self, name: str) -> Path:
+        """What Snakemake measured of a job."""
+        return self.root / "benchmarks" / f"{name}.tsv"
