@@ -68,6 +68,7 @@ def write_sample(descriptor_file: Path, work: Path, records: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
     from esmflow.inputs.catalog import ingest
+    from esmflow.inputs.samples import Fasta
     from esmflow.planned_model import Descriptor, Space
     from esmflow.representation import Output
     from esmflow.store.store import Store, commit
@@ -80,7 +81,7 @@ def write_sample(descriptor_file: Path, work: Path, records: int) -> None:
             residues = letters[random.integers(0, 20, random.integers(*LENGTHS, endpoint=True))].tobytes()
             file.write(b">sp|S%06d|S%06d_RANDOM a random protein\n%s\n" % (number, number, residues))
     catalog, sequences = work / "catalog.parquet", work / "sequences.parquet"
-    ingest("synthetic", [work / "synthetic.fasta"], catalog, sequences, fail_on_invalid=True)
+    ingest("synthetic", [Fasta(work / "synthetic.fasta")], catalog, sequences, fail_on_invalid=True)
     descriptor = Descriptor.load(descriptor_file)
     shape, store = descriptor.architecture, Store(work / "store")
     space = Space(descriptor.sha256, WHOLE, "fp32")

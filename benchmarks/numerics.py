@@ -1,9 +1,9 @@
-"""Measure how far esmflow's numbers are from fair-esm's, and print the tables of docs/numerics.md.
+"""Measure how far esmflow's numbers are from the reference code's, and print the tables of docs/numerics.md.
 
     .venv/bin/python benchmarks/numerics.py
 
-On the CPU: float32 against fair-esm's own forward pass, for random models of each kind in fair-esm's format and for
-the learned ESM-2 8M of the demo on real proteins. 16 bit for the latter, and for 33 random layers, to float32: with
+On the CPU: float32 against the forward pass of fair-esm, for ESM-C of transformers: for random models of each kind and
+the learned ESM-2 8M of the demo on real proteins. 16 bit for the latter, and for many random layers, to float32: with
 the residual stream in float32 (as esmflow has it) and, to show why, in 16 bit; where there is a GPU, there too.
 """
 
@@ -22,11 +22,14 @@ from torch import nn
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 
 import reference  # noqa: E402
+import reference_esmc  # noqa: E402
 from esmflow.engine.engine import Engine  # noqa: E402
 from esmflow.model import weights  # noqa: E402
 from esmflow.model.fetch import fetch  # noqa: E402
+from esmflow.model.layouts import Checkpoint  # noqa: E402
 from esmflow.model.pack import Pack  # noqa: E402
-from esmflow.model.trunk import Esm  # noqa: E402
+from esmflow.model.parts import Norm  # noqa: E402
+from esmflow.model.trunk import DTYPES, Esm  # noqa: E402
 from esmflow.representation import VECTORS, Output  # noqa: E402
 from random_weights import checkpoint, esm2, proteins, uniprot_like_lengths  # noqa: E402
 
@@ -37,9 +40,13 @@ Expected = list[dict[tuple[int, str], np.ndarray]]
 class Residual16(Esm):
     """With the residual stream in 16 bit, as in a model that was converted as a whole."""
 
-    def __init__(self, checkpoint: weights.Checkpoint, device: torch.device, *, precision: str) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, *, precision: str) -> None:
         super().__init__(checkpoint, device, precision=precision)
-        self._embedding = self._embedding.to(self._dtype)
+        family, embed = self._family, self._family.embed
+        family.embed = lambda tokens, positions: embed(tokens, positions).to(DTYPES[precision])
+        family.norm_after = of_float32(family.norm_after)
+        for layer in family.layers:
+            layer._attention_norm, layer._ffn_norm = map(of_float32, (layer._attention_norm, layer._ffn_norm))
 
     def representations(
         self, pack: Pack, layers: Collection[int], observe: Callable[[int, torch.Tensor], None] | None = None
@@ -47,8 +54,9 @@ class Residual16(Esm):
         for layer, x in super().representations(pack, layers, observe):
             yield layer, x.float()
 
-    def _norm(self, x: torch.Tensor, parameters: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        return super()._norm(x.float(), parameters)
+
+def of_float32(norm: Norm) -> Norm:
+    return lambda x: norm(x.float())
 
 
 def main() -> None:
@@ -80,6 +88,9 @@ def main() -> None:
             model = make()
             own = [reference.represent_fully(model, sequence) for sequence in random]
             print_float32(name, Esm(weights.read([path]), CPU), random, own, columns)
+        esmc, by_transformers = random_esmc(path, 4, random)
+        print_float32("ESM-C, 4 random layers", Esm(esmc, CPU), random, by_transformers, columns)
+        esmc, by_transformers = random_esmc(path, 30, [sequence[:100] for sequence in random[:8]])
     learned_weights = weights.read([learned_path])
     print_float32("ESM-2 8M, learned", Esm(learned_weights, CPU), real, expected, columns)
 
@@ -95,12 +106,20 @@ def main() -> None:
     for name, weights_of, sequences, own in (
         ("ESM-2 8M, learned", learned_weights, real, expected),
         ("ESM-2, 33 random layers", deep, short, by_layers),
+        ("ESM-C, 30 random layers", esmc, short, by_transformers),
     ):
         for device in devices:
             for precision in ("fp16", "bf16"):
                 for stream, kind in (("float32", Esm), ("16 bit", Residual16)):
                     model = kind(weights_of, device, precision=precision)
                     print_cosines([name, precision, stream, device.type], model, sequences, own)
+
+
+def random_esmc(path: Path, layers: int, sequences: Sequence[str]) -> tuple[Checkpoint, Expected]:
+    """An ESM-C, written to `path`, and what transformers makes of the sequences."""
+    model = reference_esmc.tiny_esmc(layers=layers, embed_dim=320, ffn_dim=896)
+    torch.save(reference_esmc.of_2024(model), path)
+    return weights.read([path]), [reference_esmc.represent_fully(model, sequence) for sequence in sequences]
 
 
 def vectors_of(model: Esm) -> list[Output]:
@@ -122,7 +141,7 @@ def print_float32(name: str, model: Esm, sequences: Sequence[str], expected: Exp
     values = embed(model, sequences, outputs)
     short = [row for row, own in enumerate(expected) if (shape.layers, "contacts") in own]
     contacts = Output(shape.layers, "contacts")
-    maps = embed(model, [sequences[row] for row in short], [contacts])[contacts]
+    maps = embed(model, [sequences[row] for row in short], [contacts])[contacts] if short else []
     for first, last in ((0, 0), (1, shape.layers - 1), (shape.layers, shape.layers)):
         cells = []
         for kind in columns:

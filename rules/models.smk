@@ -16,10 +16,11 @@ rule fetch_model:
     params:
         weights=lambda wildcards: MODELS[wildcards.model]["weights"],
         checksum=expected_checksum,
+        adapter=adapter_option,
         contacts=wants_contacts,
         stamps=lambda wildcards, input: stamps(input),
         directory=f"{STORE}/weights",
     shell:
         'python "$ESMFLOW"/fetch_model.py'
         " --log {log:q} --model {wildcards.model:q} --weights {params.weights:q}"
-        " {params.checksum:q} {params.contacts:q} --directory {params.directory:q} --descriptor {output:q}"
+        " {params.checksum:q} {params.adapter:q} {params.contacts:q} --directory {params.directory:q} --descriptor {output:q}"

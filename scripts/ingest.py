@@ -4,14 +4,34 @@ In: FASTA files, plain or compressed. Out: the catalog (a Parquet row per record
 key, status, reason, flags) and the sequences (a Parquet row per valid record: key, length, residues).
 """
 
+from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
+from esmflow.errors import ConfigError
 from esmflow.inputs.catalog import ingest
+from esmflow.inputs.samples import KINDS, PRESUMED, Fasta
+
+
+def fastas(options: Namespace) -> list[Fasta]:
+    kinds = options.kind * len(options.fastas) if len(options.kind) == 1 else options.kind
+    if len(kinds) != len(options.fastas):
+        raise ConfigError(
+            f"--kind: {len(kinds)} kinds for {len(options.fastas)} files; give one for each, or one for all"
+        )
+    return [Fasta(path, kind) for path, kind in zip(options.fastas, kinds, strict=True)]
+
 
 if __name__ == "__main__":
     arguments = command.parser(__doc__)
     arguments.add_argument("fastas", type=Path, nargs="+", metavar="fasta")
+    arguments.add_argument(
+        "--kind",
+        nargs="+",
+        choices=[PRESUMED, *KINDS],
+        default=[PRESUMED],
+        help="what the records of each file are, or of all; unless it is said, a file of nucleotides is refused",
+    )
     arguments.add_argument("--sample", required=True)
     arguments.add_argument("--catalog", type=Path, required=True)
     arguments.add_argument("--sequences", type=Path, required=True)
@@ -19,7 +39,7 @@ if __name__ == "__main__":
     command.run(
         lambda options: ingest(
             options.sample,
-            options.fastas,
+            fastas(options),
             options.catalog,
             options.sequences,
             fail_on_invalid=options.invalid == "fail",

@@ -1,6 +1,7 @@
 """The reference: fair-esm's own modules, run in float32 on one sequence at a time."""
 
 from argparse import Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 import esm
@@ -155,17 +156,21 @@ def represent_fully(
 
 @torch.no_grad()
 def represent_windows(
-    model: torch.nn.Module, sequence: str, size: int, overlap: int
+    model: torch.nn.Module,
+    sequence: str,
+    size: int,
+    overlap: int,
+    layers_of: Callable[[torch.nn.Module, str], dict[int, torch.Tensor]] = all_layers,
 ) -> dict[tuple[int, str], np.ndarray]:
     """The plain way: every window alone, each residue from the window in which it is furthest from an edge."""
     starts = [*range(0, len(sequence) - size, size - overlap), len(sequence) - size]
-    runs = [all_layers(model, sequence[start : start + size]) for start in starts]
+    runs = [layers_of(model, sequence[start : start + size]) for start in starts]
     depths = [
         [min(residue - start, start + size - 1 - residue) for start in starts] for residue in range(len(sequence))
     ]
     best = [depth.index(max(depth)) for depth in depths]
     result = {}
-    for layer in range(model.num_layers + 1):
+    for layer in runs[0]:
         bos = torch.stack([run[layer][0] for run in runs]).double().mean(0)
         rows = [runs[window][layer][1 + residue - starts[window]] for residue, window in enumerate(best)]
         stitched = torch.stack([bos.float(), *rows, bos.float()])

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from esmflow.job import SHARD, Job, Shard
-from esmflow.model.fetch import fetch
 from esmflow.planned_model import ModelSpec, PlannedModel
 from esmflow.representation import Output
 from esmflow.store.store import Store
@@ -24,6 +23,9 @@ def sequences(count: int, longest: int, seed: int) -> list[bytes]:
 
 def planned_model(path: Path, name: str, store: Path) -> PlannedModel:
     """A model of these weights, in float32."""
+    # Only here: processes that compute nothing import this file, and start at once without PyTorch.
+    from esmflow.model.fetch import fetch
+
     return PlannedModel(ModelSpec(name, (2,), ("mean",), "full", 1022, 0, "fp32"), fetch(name, str(path), store))
 
 

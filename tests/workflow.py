@@ -40,7 +40,7 @@ class Entry:
 
     @property
     def id(self) -> str:
-        return "" if self.header[:1].isspace() else (self.header.split(None, 1) or [""])[0]
+        return (self.header.split(None, 1) or [""])[0]
 
 
 def plain(name: str, sequence: str) -> Entry:

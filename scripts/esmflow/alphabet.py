@@ -1,4 +1,8 @@
-"""The alphabet of ESM-1b, ESM-1v and ESM-2: its tokens, in the order of their numbers."""
+"""The alphabet of ESM-1b, ESM-1v and ESM-2: its tokens, in the order of their numbers.
+
+ESM-C's is the same but for `|`, which parts chains and which no sequence has, in the place of `<null_1>`. Its embedding
+and its logits have 64 rows, of which those beyond these tokens stand for nothing.
+"""
 
 #: As fair-esm has them (`esm.data.Alphabet`, architecture ESM-1b).
 TOKENS = ["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"]

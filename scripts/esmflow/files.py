@@ -1,27 +1,21 @@
-"""Files: atomic writing, checksums, and opening compressed input by content."""
+"""Files: atomic writing and checksums."""
 
 import glob
-import gzip
 import hashlib
-import io
-import lzma
 import os
 import re
 import shutil
 import socket
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import TypeVar
 
 import psutil
 
 from esmflow.errors import DataError
 
 _Content = TypeVar("_Content")
-
-GZIP, XZ, ZSTD = b"\x1f\x8b", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd"
 
 
 @contextmanager
@@ -113,58 +107,3 @@ def sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def open_content(path: Path) -> IO[bytes]:
-    """Open a plain, gzip, xz or zstd file for reading, told apart by its first bytes, not by its name."""
-    file = path.open("rb")
-    magic = file.read(6)
-    file.seek(0)
-    if magic.startswith(GZIP):
-        file.close()
-        return gzip.open(path)  # type: ignore[return-value]
-    if magic.startswith(XZ):
-        file.close()
-        return lzma.open(path)
-    if magic.startswith(ZSTD):
-        return io.BufferedReader(_ZstdReader(file), buffer_size=1 << 20)  # type: ignore[type-var]
-    return file
-
-
-class _ZstdReader(io.RawIOBase):
-    """Decompresses zstd frames laid end to end. A frame cut short is an EOFError, a damaged one a zlib.error."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        # Only here, so that the engine can be had where this package is not.
-        import zstandard
-
-        self._file = file
-        self._error, self._decompressor = zstandard.ZstdError, zstandard.ZstdDecompressor()
-        self._frame: zstandard.ZstdDecompressionObj | None = None
-        self._input = self._output = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
-        while not self._output:
-            compressed = self._input or self._file.read(1 << 17)
-            self._input = b""
-            if not compressed:
-                if self._frame:
-                    raise EOFError("zstd frame ends too early")
-                return 0
-            self._frame = self._frame or self._decompressor.decompressobj()
-            try:
-                self._output = self._frame.decompress(compressed)
-            except self._error as error:
-                raise zlib.error(str(error)) from error
-            if self._frame.eof:
-                self._input, self._frame = self._frame.unused_data, None
-        count = min(len(buffer), len(self._output))
-        buffer[:count], self._output = self._output[:count], self._output[count:]
-        return count
-
-    def close(self) -> None:
-        self._file.close()
-        super().close()

@@ -1,7 +1,7 @@
 """A model of a run: what the config asks of it, what its weights are, and what follows from both."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,8 @@ class Descriptor:
     """Bytes and time of change (ns) of each file."""
     sha256: str
     architecture: Architecture
+    adapter: list[str] = field(default_factory=list)
+    """The files of the adapter that is merged into the weights."""
 
     def save(self, path: Path) -> None:
         """Write the descriptor as JSON, in one atomic step."""
@@ -161,7 +163,7 @@ class PlannedModel:
         where, longest = f"models.{self.name}", self.architecture.max_residues
         if longest is not None and self.spec.long_sequences == "full":
             raise ConfigError(
-                f"{where}.long_sequences: 'full' is for ESM-2; this model takes at most {longest} residues, "
+                f"{where}.long_sequences: 'full' is for ESM-2 and ESM-C; this model takes at most {longest} residues, "
                 "use 'window' or 'truncate'"
             )
         if longest is not None and self.spec.max_length > longest:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from esmflow.alphabet import TOKENS
 from esmflow.architecture import Architecture
 
 if TYPE_CHECKING:
@@ -55,9 +54,9 @@ class Vector:
     in_windows: ClassVar[bool] = True
     from_attention: ClassVar[bool] = False
 
-    def shape(self, residues: Any, embed_dim: int) -> tuple[Any, ...]:  # noqa: ARG002
+    def shape(self, residues: Any, architecture: Architecture) -> tuple[Any, ...]:  # noqa: ARG002
         """Of the value of a protein of so many kept residues, or of several, if `residues` is an array of int64."""
-        return (embed_dim,)
+        return (architecture.embed_dim,)
 
     def has_head(self, architecture: Architecture) -> bool:  # noqa: ARG002
         """Whether weights of that architecture have what it takes."""
@@ -71,8 +70,8 @@ class Ragged:
     name: str
     take: Callable[["PackedLayer"], "list[torch.Tensor]"]
     """From a layer of a pack: an array of `shape` for each sequence, float32."""
-    residue_shape: Callable[[Any, int], tuple[Any, ...]]
-    """What each residue has, from the kept residues and the embedding's dimension."""
+    residue_shape: Callable[[Any, Architecture], tuple[Any, ...]]
+    """What each residue has, from the kept residues and the model's architecture."""
     dataset: str = "embeddings"
     """Its name in a residue file."""
     of_last_layer: bool = False
@@ -88,9 +87,9 @@ class Ragged:
     ragged: ClassVar[bool] = True
     needs_mean: ClassVar[bool] = False
 
-    def shape(self, residues: Any, embed_dim: int) -> tuple[Any, ...]:
+    def shape(self, residues: Any, architecture: Architecture) -> tuple[Any, ...]:
         """Of the value of a protein of so many kept residues, or of several, if `residues` is an array of int64."""
-        return (residues, *self.residue_shape(residues, embed_dim))
+        return (residues, *self.residue_shape(residues, architecture))
 
     def has_head(self, architecture: Architecture) -> bool:
         """Whether weights of that architecture have what it takes."""
@@ -111,11 +110,11 @@ REPRESENTATIONS: dict[str, Vector | Ragged] = {
         Vector("bos", lambda layer: layer.bos, lambda pieces: pieces.vectors.mean(axis=0)),
         Vector("max", lambda layer: layer.reduce(layer.x, "max"), lambda pieces: pieces.vectors.max(axis=0)),
         Vector("std", lambda layer: layer.std, _std_of_pieces, needs_mean=True),
-        Ragged("per_tok", lambda layer: layer.split(layer.x), lambda _, embed_dim: (embed_dim,)),
+        Ragged("per_tok", lambda layer: layer.split(layer.x), lambda _, architecture: (architecture.embed_dim,)),
         Ragged(
             "logits",
             lambda layer: layer.split(layer.logits),
-            lambda _, __: (len(TOKENS),),
+            lambda _, architecture: (architecture.vocabulary,),
             of_last_layer=True,
             head=lambda architecture: architecture.lm_head,
         ),
@@ -157,9 +156,9 @@ class Output(NamedTuple):
         """The name of its file in the results."""
         return str(self) if self.kind.layer_in_name else self.representation
 
-    def value_bytes(self, residues: np.ndarray, embed_dim: int) -> np.ndarray:
+    def value_bytes(self, residues: np.ndarray, architecture: Architecture) -> np.ndarray:
         """Bytes of the float32 values of proteins of so many kept residues: int64 [proteins]."""
-        numbers = math.prod(self.kind.shape(residues.astype(np.int64), embed_dim))
+        numbers = math.prod(self.kind.shape(residues.astype(np.int64), architecture))
         return np.broadcast_to(np.int64(4) * numbers, residues.shape)
 
     def __str__(self) -> str:

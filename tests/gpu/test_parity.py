@@ -82,7 +82,7 @@ def test_residues_logits_and_contacts(known: Known, device: torch.device) -> Non
 
 
 def test_the_self_check_passes(known: Known, device: torch.device) -> None:
-    precision = choose_precision("auto", torch.device("cuda"))
+    precision = choose_precision("auto", torch.device("cuda"), known.checkpoint.architecture)
     engine = Engine(Esm(known.checkpoint, device, precision=precision), exact=lambda: Esm(known.checkpoint, device))
     outputs = known.outputs[-4:]
     check = self_check(engine, SEQUENCES[2:], outputs, WHOLE, engine.embed(SEQUENCES[2:], outputs))

@@ -79,5 +79,5 @@ def test_switching_frees_the_memory_of_the_model_before(cuda: torch.device, mode
     assert held.loads == 10
     assert min(free[2:]) >= free[1] - 64 * MIB
     taken = free_memory(cuda)
-    held.close()
+    held.drop()
     assert free_memory(cuda) - taken >= 8 * 12 * SHAPE.embed_dim**2 * 2

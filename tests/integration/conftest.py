@@ -29,7 +29,8 @@ def bad_and_odd(sequence: str, other: str) -> list[Entry]:
         Entry("character", f"{sequence}%", reason="invalid character"),
         Entry("nothing", "", reason="no residues"),
         Entry("only_stop", "*", reason="no residues", flags="terminal_stop"),
-        Entry(" no id but a description", sequence, reason="no id"),
+        Entry("", sequence, reason="no id"),
+        Entry(" odd5 after a blank", f"{other}MM", f"{other}MM", flags="space_before_id"),
         Entry("odd4", f"{other} GH\t{sequence}", f"{other}GH{sequence}", flags="whitespace"),
         Entry("folded", "\n".join([other, sequence]), other + sequence),
     ]

@@ -136,19 +136,21 @@ def test_missing_weights_are_named(small: Workspace) -> None:
 
 def test_a_layer_out_of_range_is_named_by_plan(baseline: Baseline, work: Workspace) -> None:
     models = {MODEL: SPEC | {"layers": [LAYERS + 1], "representations": ["mean"]}}
-    result = script("plan", *plan_arguments(work.root, models), cwd=baseline.work.root)
+    result = script("plan", *plan_arguments(baseline, work.root, models), cwd=baseline.work.root)
     assert result.returncode == 78
     line = error_line(result)
     assert f"models.{MODEL}.layers" in line
     assert str(LAYERS + 1) in line
-    assert list(work.root.iterdir()) == []
+    assert sorted(path.name for path in work.root.iterdir()) == ["models", "sequences"]
 
 
-def plan_arguments(target: Path, models: dict[str, Any]) -> list[str | Path]:
+def plan_arguments(baseline: Baseline, target: Path, models: dict[str, Any]) -> list[str | Path]:
+    """A plan in another directory of results, which has what it is made of."""
+    for part in ("sequences", "models"):
+        shutil.copytree(baseline.work.root / "results" / part, target / part)
     sizes = ["--target-minutes", "1", "--max-jobs", "1", "--gpus-per-job", "0"]
-    inputs = ["--samples", "samples.tsv", "--sequences", "results/sequences", "--descriptors", "results/models"]
-    places = ["--store", "store", "--receipts", "results/receipts", "--output", target / "plan"]
-    return ["--models", json.dumps(models), *inputs, *places, *sizes]
+    places = ["--samples", "samples.tsv", "--store", "store", "--results", target]
+    return ["--models", json.dumps(models), *places, *sizes]
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.99])
@@ -355,10 +357,12 @@ def test_a_read_only_file_system_is_told(
     baseline: Baseline, esm2_8m: Path, disk: Callable[[int], Disk], command: str, log: bool
 ) -> None:
     place = disk(1024)
+    planned = plan_arguments(baseline, place.root, {MODEL: SPEC | {"layers": [3], "representations": ["max"]}})
+    before = place.left()
     place.write_protect()
     arguments: dict[str, list[str | Path]] = {
         "ingest": ingest_arguments(place.root, Path("a.fasta")),
-        "plan": plan_arguments(place.root, {MODEL: SPEC | {"layers": [3], "representations": ["max"]}}),
+        "plan": planned,
         "embed": embed_arguments(baseline, place.root),
         "features": features_arguments(place.root),
         "fetch_model": [
@@ -370,7 +374,7 @@ def test_a_read_only_file_system_is_told(
     result = script(command, *logged, *arguments[command], cwd=baseline.work.root)
     assert result.returncode == 73, result.stderr
     assert str(place.root) in error_line(result)
-    assert place.left() == []
+    assert place.left() == before
 
 
 def test_ctrl_c_ends_embed_with_75_and_the_same_command_goes_on(baseline: Baseline, tmp_path: Path) -> None:

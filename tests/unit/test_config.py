@@ -39,6 +39,10 @@ def complaint(config: object) -> str:
     return one_line(caught.value)
 
 
+def paths(sheet: Path) -> dict[str, list[Path]]:
+    return {sample: [file.path for file in fastas] for sample, fastas in read_samples(sheet).items()}
+
+
 def sheet_complaint(sheet: Path) -> str:
     with pytest.raises(ConfigError) as caught:
         read_samples(sheet)
@@ -367,7 +371,8 @@ def test_a_hostile_model_name_is_refused(name: str) -> None:
     complaint({"samples": "samples.tsv", "models": {name: {"weights": "fair-esm"}}})
 
 
-@pytest.mark.parametrize("name", [name for name in HOSTILE if name])
+# Spaces around the name are no part of it in a sheet.
+@pytest.mark.parametrize("name", [name for name in HOSTILE if name and name == name.strip(" ")])
 @pytest.mark.usefixtures("here")
 def test_a_hostile_sample_name_is_refused(name: str) -> None:
     field = name.replace('"', '""')
@@ -377,7 +382,7 @@ def test_a_hostile_sample_name_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["a", "A1", "UP000005640_9606", "sample.1-b", "1"])
 @pytest.mark.usefixtures("here")
 def test_a_plain_name_is_taken_for_a_sample_and_for_a_model(name: str) -> None:
-    assert read_samples(sheet(f"{name}\ta.fa")) == {name: [Path("a.fa")]}
+    assert paths(sheet(f"{name}\ta.fa")) == {name: [Path("a.fa")]}
     assert name in check_config({"samples": "s", "models": {name: {"weights": "a.fa"}}})["models"]
 
 
@@ -413,10 +418,10 @@ def test_samples_keep_the_order_of_their_files(here: Path, header: str) -> None:
     rows = ["t\tb.fa", "s\tb.fa", "s\ta.fa", "t\ta.fa"]
     if "note" in header:
         rows = [f"{fasta}\tx\t{name}" for name, fasta in (row.split("\t") for row in rows)]
-    found = read_samples(sheet(*(row + "\r" * header.endswith("\r") for row in rows), header=header))
+    found = paths(sheet(*(row + "\r" * header.endswith("\r") for row in rows), header=header))
     assert found == {"t": [Path("b.fa"), Path("a.fa")], "s": [Path("b.fa"), Path("a.fa")]}
     assert list(found) == ["t", "s"]
-    assert read_samples(sheet(f"s\t{here / 'a.fa'}")) == {"s": [here / "a.fa"]}
+    assert paths(sheet(f"s\t{here / 'a.fa'}")) == {"s": [here / "a.fa"]}
 
 
 @pytest.mark.usefixtures("here")
@@ -453,7 +458,7 @@ def test_samples_that_differ_only_in_case_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("header", "rows"),
-    [("name\tpath", ["s\ta.fa"]), ("sample,fasta", ["s,a.fa"]), ("s\ta.fa", ["t\tb.fa"]), ("sample", ["s"])],
+    [("name\tpath", ["s\ta.fa"]), ("sample fasta", ["s a.fa"]), ("s\ta.fa", ["t\tb.fa"]), ("sample", ["s"])],
 )
 @pytest.mark.usefixtures("here")
 def test_a_sheet_without_the_columns_is_refused_by_their_names(header: str, rows: list[str]) -> None:

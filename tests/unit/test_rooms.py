@@ -60,7 +60,8 @@ def drawing() -> str:
     for module in sorted(modules()):
         contents[room(module)].append(module.rpartition(".")[2])
     return "\n".join(
-        f"    {name:8}{'' if not below else '<- ' + ', '.join(sorted(below, key=list(STANDS_ON).index))}\n"
+        f"    {name:8}{'' if not below else '<- ' + ', '.join(sorted(below, key=list(STANDS_ON).index))}".rstrip()
+        + "\n"
         f"            {' '.join(contents[name])}"
         for name, below in STANDS_ON.items()
     )

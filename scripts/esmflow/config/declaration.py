@@ -8,7 +8,17 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from esmflow.config.values import Distinct, Name, Place, Sha256, TokensPerPack, Weights, complaint, dotted
+from esmflow.config.values import (
+    AdapterDirectory,
+    Distinct,
+    Name,
+    Place,
+    Sha256,
+    TokensPerPack,
+    Weights,
+    complaint,
+    dotted,
+)
 from esmflow.errors import ConfigError
 from esmflow.representation import RAGGED, VECTORS
 from esmflow.tables.exports import EXPORTS
@@ -48,6 +58,13 @@ class Model(_Part):
         change="checks again",
         default=None,
     )
+    adapter: AdapterDirectory = _key(
+        "a directory with a LoRA adapter as PEFT saves it (`adapter_config.json` and `adapter_model.safetensors` or "
+        "`.bin`), which is merged into the weights when they are read",
+        example="models/my_adapter",
+        change="embeds all, if the adapter differs",
+        default=None,
+    )
     layers: Distinct[int] = _key(
         "layers as fair-esm counts them: 0 is the embedding, -1 the last",
         example=[0, 20, -1],
@@ -56,7 +73,7 @@ class Model(_Part):
         min_length=1,
     )
     representations: Distinct[Representation] = _key(
-        f"of {_names(VECTORS)} (tables), {_names(RAGGED)} (residue files)",
+        f"of {_names(VECTORS)} (tables), {_names(RAGGED)} (residue files). ESM-C has no `contacts`",
         example=["mean", "per_tok"],
         change="computes the new ones only",
         default=("mean",),
@@ -64,7 +81,7 @@ class Model(_Part):
     )
     long_sequences: Literal["window", "truncate", "full", "skip"] = _key(
         "proteins longer than `max_length`: `window` embeds them in overlapping windows of that length, `truncate` "
-        "their first `max_length` residues, `full` in one pass (ESM-2 only; memory grows with the length), `skip` "
+        "their first `max_length` residues, `full` in one pass (ESM-2 and ESM-C; memory grows with the length), `skip` "
         "leaves them out; the status file tells. No `contacts` with `window`",
         example="truncate",
         change="embeds the long ones only",
@@ -87,8 +104,8 @@ class Model(_Part):
         validate_default=True,
     )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = _key(
-        "`fp32`, `fp16`, `bf16`, or `auto`: fp16 on a GPU, fp32 on a CPU. 16 bit is for matrix products and attention; "
-        "the rest is float32 in any case",
+        "`fp32`, `fp16`, `bf16`, or `auto`: fp16 on a GPU (for ESM-C bf16), fp32 on a CPU. 16 bit is for matrix "
+        "products and attention; the rest is float32 in any case",
         example="bf16",
         change="embeds all",
         default="auto",

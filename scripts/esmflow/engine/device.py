@@ -5,7 +5,6 @@ import re
 import psutil
 import torch
 
-from esmflow.alphabet import TOKENS
 from esmflow.architecture import Architecture
 from esmflow.errors import DeviceError
 from esmflow.model.trunk import DTYPES
@@ -25,11 +24,16 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def choose_precision(name: str, device: torch.device) -> str:
-    """What computes at a configured precision: itself, or for `auto` fp16 on a GPU and fp32 on a CPU."""
+def choose_precision(name: str, device: torch.device, shape: Architecture) -> str:
+    """What computes at a configured precision: itself, or for `auto` fp32 on a CPU and 16 bit on a GPU.
+
+    fp16 has the smaller error, bf16 has room for the activations of ESM-C, which grow large.
+    """
     if name != "auto":
         return name
-    return "fp16" if device.type == "cuda" else "fp32"
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if shape.kind == "ESM-C" else "fp16"
 
 
 def free_memory(device: torch.device) -> int:
@@ -42,7 +46,7 @@ def free_memory(device: torch.device) -> int:
 def weights_bytes(shape: Architecture, precision: str) -> int:
     """Bytes of the trunk's weights on a device."""
     positions = (shape.max_residues or 0) * shape.embed_dim
-    return shape.matrix_numbers * DTYPES[precision].itemsize + 4 * (len(TOKENS) * shape.embed_dim + positions)
+    return shape.matrix_numbers * DTYPES[precision].itemsize + 4 * (shape.vocabulary * shape.embed_dim + positions)
 
 
 def require_memory(shape: Architecture, precision: str, device: torch.device, free: int) -> None:

@@ -38,7 +38,7 @@ class Embedded:
 
     values: dict[Output, list[np.ndarray]]
     """For each output and sequence a float32 array: [embed_dim] for vectors, [residues, embed_dim] for `per_tok`,
-    [residues, 33] for `logits`, [residues, residues] for `contacts`. Not to be used where there is a reason."""
+    [residues, vocabulary] for `logits`, [residues, residues] for `contacts`. Not to be used where there is a reason."""
     reasons: list[str | None]
     """Why a sequence has nothing; None for those that have all."""
 

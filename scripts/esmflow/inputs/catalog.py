@@ -1,7 +1,7 @@
 """The catalog: one row per record of a sample, and beside it the residues of its valid records."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from esmflow import files
 from esmflow.errors import DataError
 from esmflow.inputs import fasta
+from esmflow.inputs.samples import PRESUMED, Fasta
 from esmflow.progress import Progress
 
 CATALOG = pa.schema(
@@ -64,13 +65,14 @@ class _TableWriter:
         self._writer.close()
 
 
-def ingest(sample: str, fastas: Iterable[Path], catalog: Path, sequences: Path, *, fail_on_invalid: bool) -> None:
+def ingest(sample: str, fastas: Iterable[Fasta], catalog: Path, sequences: Path, *, fail_on_invalid: bool) -> None:
     """Stream FASTA files into a sample's catalog and its file of sequences, in constant memory.
 
     `catalog` gets one row per record, in file order: status is `valid`, or `skipped` with a reason; length is in
     residues after cleaning (0 if skipped). `sequences` gets (key, length, residues) of each valid record.
 
-    Raises DataError if a file is no FASTA or is damaged, or, with `fail_on_invalid`, if any record is invalid.
+    Raises DataError if a file is no FASTA or is damaged, or holds nucleotides where proteins are due, or, with
+    `fail_on_invalid`, if any record is invalid.
     """
     invalid: list[str] = []
     records = skipped = residues = buffered = 0
@@ -82,10 +84,9 @@ def ingest(sample: str, fastas: Iterable[Path], catalog: Path, sequences: Path, 
             stack.callback(table.close)
             tables.append(table)
         catalog_table, sequence_table = tables
-        for path in fastas:
+        for file in fastas:
             before = records
-            for raw in fasta.read(path):
-                record = fasta.clean(raw)
+            for line, record in _proteins(file):
                 length = len(record.residues)
                 flags = ",".join(record.flags)
                 if record.reason is None:
@@ -98,20 +99,20 @@ def ingest(sample: str, fastas: Iterable[Path], catalog: Path, sequences: Path, 
                     )
                     skipped += 1
                     if len(invalid) < _LISTED:
-                        invalid.append(f"{path}:{raw.line}: {record.id or '(no id)'}: {record.reason}")
+                        invalid.append(f"{file.path}:{line}: {record.id or '(no id)'}: {record.reason}")
                 records += 1
                 residues += length
-                buffered += length + len(raw.header)
+                buffered += length + len(record.id) + len(record.description)
                 if records % _BATCH_RECORDS == 0 or buffered > _BATCH_RESIDUES:
                     for table in tables:
                         table.flush()
                     buffered = 0
                     progress.report(f"{records:,} records, {residues:,} residues")
             if records == before:
-                log.warning("%s: no records in this file", path)
+                log.warning("%s: no records in this file", file.path)
         if invalid and fail_on_invalid:
-            for line in invalid:
-                log.error("%s", line)
+            for text in invalid:
+                log.error("%s", text)
             raise DataError(
                 f"sample {sample}: {skipped:,} of {records:,} records are invalid (the first {len(invalid)} are listed "
                 "above); mend the FASTA or set 'invalid: skip'"
@@ -134,3 +135,19 @@ def keys_of(catalog: Path, identifier: str) -> list[tuple[bytes, int]]:
     if not sequences:
         raise DataError(f"{catalog}: {identifier} was skipped: {rows[0]['reason']}")
     return list(sequences)
+
+
+def _proteins(file: Fasta) -> Iterator[tuple[int, fasta.Record]]:
+    """The records of a file with their lines. Raises DataError at its end if nine in ten were nucleotides."""
+    judged = nucleotides = 0
+    for raw in fasta.read(file.path):
+        record = fasta.clean(raw)
+        if raw.too_long or len(record.residues) >= fasta.NUCLEOTIDES_LETTERS:
+            judged += 1
+            nucleotides += fasta.NUCLEOTIDES_FLAG in record.flags
+        yield raw.line, record
+    if file.kind == PRESUMED and judged and 10 * nucleotides >= 9 * judged:
+        raise DataError(
+            f"{file.path}: {nucleotides:,} of {judged:,} records of at least {fasta.NUCLEOTIDES_LETTERS} letters are "
+            "nothing but nucleotides; give proteins, or write 'protein' in the sheet's column 'kind' if they are"
+        )

@@ -1,34 +1,40 @@
 """The sample sheet: checked before any job runs, with one line for what is wrong."""
 
 import csv
+import os
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from esmflow.errors import ConfigError
 
+#: What the records of a FASTA may be, as the sheet's column `kind` says it.
+KINDS = ("protein",)
+#: The kind where that column is empty: proteins, but a file that looks like nucleotides is refused.
+PRESUMED = "protein?"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-def read_samples(sheet: Path) -> dict[str, list[Path]]:
-    """The FASTA files of each sample, from a tab-separated sheet with the columns `sample` and `fasta`.
+@dataclass(frozen=True)
+class Fasta:
+    """A FASTA file of a sample, and what its records are: one of `KINDS`, or `PRESUMED`."""
 
-    Raises ConfigError for a missing file or column, a name that cannot be part of a path, the same file twice in a
-    sample, and names that differ only in case (their outputs would clash on some file systems).
+    path: Path
+    kind: str = PRESUMED
+
+
+def read_samples(sheet: Path) -> dict[str, list[Fasta]]:
+    """The FASTA files of each sample, from a sheet with the columns `sample`, `fasta` and perhaps `kind`.
+
+    Raises ConfigError for a missing file or column, a name that cannot be part of a path, a kind that there is not, the
+    same file twice in a sample, and names that differ only in case (their outputs would clash on some file systems).
     """
-    try:
-        with sheet.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t")
-            rows = [(reader.line_num, row) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{sheet}: sample sheet cannot be read ({error}); correct 'samples' in the config") from error
-    samples: dict[str, list[Path]] = {}
+    samples: dict[str, list[Fasta]] = {}
     spelling: dict[str, str] = {}
     seen: set[tuple[str, Path]] = set()
-    for line, row in rows:
-        where = f"{sheet}: line {line}"
-        name, fasta = row.get("sample"), row.get("fasta")
-        if not name or not fasta:
-            raise ConfigError(f"{where}: needs the tab-separated columns 'sample' and 'fasta'")
+    for where, row in _rows(sheet):
+        name = row["sample"]
         if not _NAME.fullmatch(name):
             raise ConfigError(
                 f"{where}: sample name {name!r} may hold only letters, digits, '.', '_' and '-', begin with a letter "
@@ -39,13 +45,55 @@ def read_samples(sheet: Path) -> dict[str, list[Path]]:
                 f"{where}: samples {spelling[name.lower()]} and {name} differ only in case and their outputs would "
                 "clash; rename one"
             )
-        path = Path(fasta)
-        if not path.is_file():
-            raise ConfigError(f"{where}: sample {name}: FASTA {fasta!r} does not exist; correct its path")
+        path = _locate(row["fasta"], sheet.parent)
+        if path is None:
+            raise ConfigError(
+                f"{where}: sample {name}: FASTA {row['fasta']!r} does not exist, here or beside the sheet; "
+                "correct its path"
+            )
         if (name, path.resolve()) in seen:
-            raise ConfigError(f"{where}: sample {name} has {fasta} twice; remove one line")
+            raise ConfigError(f"{where}: sample {name} has {row['fasta']} twice; remove one line")
         seen.add((name, path.resolve()))
-        samples.setdefault(name, []).append(path)
+        kind = row.get("kind", "").lower() or PRESUMED
+        if kind not in (PRESUMED, *KINDS):
+            raise ConfigError(f"{where}: there is no kind {kind!r}; write {' or '.join(KINDS)}, or leave it empty")
+        if row.get("code"):
+            raise ConfigError(f"{where}: a genetic code is of no use to proteins; leave 'code' empty")
+        samples.setdefault(name, []).append(Fasta(path, kind))
     if not samples:
         raise ConfigError(f"{sheet}: no samples; add lines with 'sample' and 'fasta'")
     return samples
+
+
+def _rows(sheet: Path) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where each row of a sheet stands, and its values by column; rows without any value are passed over."""
+    try:
+        with sheet.open(encoding="utf-8-sig", newline="") as file:
+            header = next((line for line in file if line.strip()), "")
+            file.seek(0)
+            delimiter = next((mark for mark in "\t;," if mark in header), "\t")
+            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+            lines = [(reader.line_num, [value.strip(" \t") for value in values]) for values in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{sheet}: sample sheet cannot be read ({error}); correct 'samples' in the config") from error
+    lines = [(line, values) for line, values in lines if any(values)]
+    columns = [name.lower() for name in lines[0][1]] if lines else []
+    for line, values in lines[1:]:
+        where = f"{sheet}: line {line}"
+        row = dict(zip(columns, values, strict=False))
+        if not row.get("sample") or not row.get("fasta"):
+            raise ConfigError(f"{where}: needs the columns 'sample' and 'fasta', tab-separated or, in a CSV, by commas")
+        if any(values[len(columns) :]) or len(set(columns)) < len(columns):
+            raise ConfigError(f"{where}: its values are not one for each column; give each column one name, and quote")
+        if any("\n" in value for column, value in row.items() if column not in ("sample", "fasta")):
+            raise ConfigError(f"{where}: a quotation mark is not closed; close or remove it")
+        yield where, row
+
+
+def _locate(text: str, directory: Path) -> Path | None:
+    """The file that a path in the sheet means: as it is, or with `~` and `$VAR` filled in; seen from here or there."""
+    for name in (text, os.path.expanduser(os.path.expandvars(text))):  # noqa: PTH111 (Path's raises for no such user)
+        for path in (Path(name), directory / name):
+            if os.path.isfile(path):  # noqa: PTH113 (Path's raises for a name that is too long)
+                return path
+    return None

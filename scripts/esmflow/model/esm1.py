@@ -7,27 +7,26 @@ import torch
 
 from esmflow.alphabet import PADDING
 from esmflow.architecture import Architecture
+from esmflow.model.fair_esm import fair_esm_layers
 from esmflow.model.family import Rotate
-from esmflow.model.parts import Tensors, WeightAndBias, layer_norm
+from esmflow.model.parts import Tensors
 
 
 class Esm1:
-    """Positions are added to the embedding, before a LayerNorm where the checkpoint has one; attention is plain."""
+    """fair-esm's layers; positions are added to the embedding, before a LayerNorm where the checkpoint has one."""
 
-    def __init__(self, tensors: Tensors, architecture: Architecture, embedding: torch.Tensor) -> None:  # noqa: ARG002
+    def __init__(self, tensors: Tensors, architecture: Architecture, embedding: torch.Tensor) -> None:
         self._embedding = embedding
         self._positions = tensors.take("embed_positions.weight")
         norm = "emb_layer_norm_before"
-        self._norm_before = tensors.pair(norm) if f"{norm}.weight" in tensors else None
+        self._norm_before = tensors.norm(norm) if f"{norm}.weight" in tensors else None
+        self.layers = fair_esm_layers(tensors, architecture)
+        self.norm_after = tensors.norm("emb_layer_norm_after")
 
     def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Layer 0: float32 [total tokens, embed_dim]. fair-esm counts positions from behind the padding's number."""
         x = self._embedding[tokens] + self._positions[positions + PADDING + 1]
-        return x if self._norm_before is None else layer_norm(x, self._norm_before)
-
-    def arrange(self, parameters: WeightAndBias) -> WeightAndBias:
-        """Rows of queries and keys stay as they are."""
-        return parameters
+        return x if self._norm_before is None else self._norm_before(x)
 
     def rotation(self, positions: torch.Tensor) -> Rotate:  # noqa: ARG002
         """Queries and keys stay as they are."""

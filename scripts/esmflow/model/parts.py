@@ -1,27 +1,28 @@
 """What layers are built of: a checkpoint's tensors on a device, dense layers and LayerNorms."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 
 from esmflow.errors import DataError
 
-WeightAndBias = tuple[torch.Tensor, torch.Tensor]
+WeightAndBias = tuple[torch.Tensor, torch.Tensor | None]
 Dense = Callable[[torch.Tensor], torch.Tensor]
-
-_EPS = 1e-5
+Norm = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """A checkpoint's tensors, under fair-esm's names, and where and in what they are computed with."""
+    """A checkpoint's tensors, under fair-esm's names where it has such, and where and in what they are computed."""
 
     tensors: Mapping[str, torch.Tensor]
     device: torch.device
     dtype: torch.dtype
     """Of matrix products; all else is float32."""
+    norm_eps: float
+    """What LayerNorms add to the variance."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -33,19 +34,27 @@ class Tensors:
             raise DataError(f"weights hold no tensor {name}; use weights that have it, or leave out what needs it")
         return tensor.to(device=self.device, dtype=torch.float32)
 
-    def pair(self, name: str) -> WeightAndBias:
-        """Weight and bias in float32."""
-        return self.take(f"{name}.weight"), self.take(f"{name}.bias")
+    def factor(self, name: str) -> torch.Tensor:
+        """The same in what products are computed in."""
+        return self.take(name).to(self.dtype)
 
-    def linear(self, name: str) -> WeightAndBias:
-        """Weight and bias of a dense layer, in what products are computed in."""
-        weight, bias = self.pair(name)
-        return weight.to(self.dtype), bias.to(self.dtype)
+    def pair(self, name: str, *, bias: bool = True) -> WeightAndBias:
+        """Weight and, if there is to be one, bias in float32."""
+        return self.take(f"{name}.weight"), self.take(f"{name}.bias") if bias else None
+
+    def linear(self, name: str, *, bias: bool = True) -> WeightAndBias:
+        """Those of a dense layer, in what products are computed in."""
+        return self.factor(f"{name}.weight"), self.factor(f"{name}.bias") if bias else None
+
+    def norm(self, name: str, *, bias: bool = True) -> Norm:
+        """The function of a LayerNorm over the last dimension, in float32."""
+        weight, offset = self.pair(name, bias=bias)
+        return lambda x: F.layer_norm(x, weight.shape, weight, offset, self.norm_eps)
 
     def starting(self, *prefixes: str) -> "Tensors":
         """Those alone whose names start so."""
         kept = {name: tensor for name, tensor in self.tensors.items() if name.startswith(prefixes)}
-        return Tensors(kept, self.device, self.dtype)
+        return replace(self, tensors=kept)
 
 
 def dense(parameters: WeightAndBias, *, gelu: bool = False) -> Dense:
@@ -60,9 +69,3 @@ def dense(parameters: WeightAndBias, *, gelu: bool = False) -> Dense:
     if gelu:
         return lambda x: F.gelu(F.linear(x, weight, bias))
     return lambda x: F.linear(x, weight, bias)
-
-
-def layer_norm(x: torch.Tensor, parameters: WeightAndBias) -> torch.Tensor:
-    """LayerNorm over the last dimension, in float32."""
-    weight, bias = parameters
-    return F.layer_norm(x, weight.shape, weight, bias, eps=_EPS)

@@ -58,7 +58,7 @@ class PackedLayer:
 
     @property
     def logits(self) -> torch.Tensor:
-        """float32 [total tokens, 33], of the last layer. Raises DataError if the weights have no such head."""
+        """float32 [total tokens, vocabulary], of the last layer. Raises DataError if the weights have no such head."""
         assert self._model is not None
         return self._model.logits(self.x)
 

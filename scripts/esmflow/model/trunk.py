@@ -2,7 +2,8 @@
 
 A pack is several sequences laid end to end without padding; `cu_seqlens` holds where each begins. Everything but
 attention works on single tokens; attention stays within a sequence, and positions begin anew in each.
-Reference code: fair-esm 2.0, `esm/model/esm2.py`, `esm/model/esm1.py` and `esm/modules.py`.
+What families have otherwise is in a file of each (`family.py` says what there is). Reference code: fair-esm 2.0,
+`esm/model/esm2.py`, `esm/model/esm1.py` and `esm/modules.py`; for ESM-C see `esmc.py`.
 """
 
 from collections.abc import Callable, Collection, Iterator
@@ -14,42 +15,19 @@ from esmflow.architecture import Architecture
 from esmflow.model.attention import choose
 from esmflow.model.esm1 import Esm1
 from esmflow.model.esm2 import Esm2
+from esmflow.model.esmc import Esmc
 from esmflow.model.family import Family
+from esmflow.model.layouts import Checkpoint
 from esmflow.model.pack import Pack, upload
-from esmflow.model.parts import Tensors, WeightAndBias, dense, layer_norm
-from esmflow.model.weights import Checkpoint
+from esmflow.model.parts import Tensors
 
 #: What a precision computes matrix products in.
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-FAMILIES: dict[str, Callable[[Tensors, Architecture, torch.Tensor], Family]] = {"ESM-2": Esm2, "ESM-1b": Esm1}
-
-
-class Layer:
-    """A transformer layer: attention and a feed-forward network, each behind a LayerNorm of its own."""
-
-    def __init__(self, tensors: Tensors, name: str, family: Family, heads: int) -> None:
-        q, k, v = (tensors.linear(f"{name}.self_attn.{which}_proj") for which in "qkv")
-        q, k = family.arrange(q), family.arrange(k)
-        self._heads, self._dtype = heads, tensors.dtype
-        self._attention_norm = tensors.pair(f"{name}.self_attn_layer_norm")
-        self._qkv = dense((torch.cat([q[0], k[0], v[0]]), torch.cat([q[1], k[1], v[1]])))
-        self._out = dense(tensors.linear(f"{name}.self_attn.out_proj"))
-        self._ffn_norm = tensors.pair(f"{name}.final_layer_norm")
-        self._fc1_gelu = dense(tensors.linear(f"{name}.fc1"), gelu=True)
-        self._fc2 = dense(tensors.linear(f"{name}.fc2"))
-
-    def qkv(self, x: torch.Tensor) -> torch.Tensor:
-        """Queries, keys and values: [total tokens, 3, heads, head_dim]."""
-        qkv = self._qkv(layer_norm(x, self._attention_norm).to(self._dtype))
-        return qkv.view(len(x), 3, self._heads, -1)
-
-    def add_attended(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """The residual stream with what attention gave, [total tokens, heads, head_dim]."""
-        return x + self._out(attended.flatten(1))
-
-    def add_feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The residual stream with what the feed-forward network makes of it."""
-        return x + self._fc2(self._fc1_gelu(layer_norm(x, self._ffn_norm).to(self._dtype)))
+FAMILIES: dict[str, Callable[[Tensors, Architecture, torch.Tensor], Family]] = {
+    "ESM-2": Esm2,
+    "ESM-1b": Esm1,
+    "ESM-C": Esmc,
+}
 
 
 class Esm:
@@ -66,7 +44,7 @@ class Esm:
         self.architecture = architecture = checkpoint.architecture
         self.device = device
         self.precision = precision
-        tensors = Tensors(checkpoint.tensors, device, DTYPES[precision])
+        tensors = Tensors(checkpoint.tensors, device, DTYPES[precision], architecture.norm_eps)
         self.attention, self._attend = choose(
             attention, device, tensors.dtype, architecture.heads, architecture.head_dim
         )
@@ -75,11 +53,6 @@ class Esm:
         scale = 1 - 0.15 * 0.8 if architecture.token_dropout else 1.0
         embedding = tensors.take("embed_tokens.weight") * scale
         self._family = FAMILIES[architecture.kind](tensors, architecture, embedding)
-        self._layers = [
-            Layer(tensors, f"layers.{number}", self._family, architecture.heads)
-            for number in range(architecture.layers)
-        ]
-        self._norm_after = tensors.pair("emb_layer_norm_after")
         self._heads = tensors.starting("lm_head.", "contact_head.")
 
     @torch.inference_mode()
@@ -99,7 +72,7 @@ class Esm:
         rotate = self._family.rotation(positions)
         if 0 in layers:
             yield 0, x
-        for number, layer in enumerate(self._layers[: max(layers)], 1):
+        for number, layer in enumerate(self._family.layers[: max(layers)], 1):
             qkv = layer.qkv(x)
             rotate(qkv)
             if observe:
@@ -107,20 +80,20 @@ class Esm:
             x = layer.add_attended(x, self._attend(qkv, cu_seqlens, lengths))
             x = layer.add_feed_forward(x)
             if number in layers:
-                yield number, x if number < len(self._layers) else layer_norm(x, self._norm_after)
+                yield number, x if number < len(self._family.layers) else self._family.norm_after(x)
 
     @torch.inference_mode()
     def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """The language model's head on the last layer: float32 [tokens, embed_dim] to [tokens, 33].
+        """The language model's head on the last layer: float32 [tokens, embed_dim] to [tokens, vocabulary].
 
         Raises DataError if the weights have no such head.
         """
         x = F.gelu(F.linear(x, *self._heads.pair("lm_head.dense")))
-        x = layer_norm(x, self._heads.pair("lm_head.layer_norm"))
+        x = self._heads.norm("lm_head.layer_norm")(x)
         return F.linear(x, *self._heads.pair("lm_head"))
 
     @property
-    def contact_regression(self) -> WeightAndBias:
+    def contact_regression(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights [layers, heads] and bias [1] of the contact head. Raises DataError if the weights have none."""
-        weight, bias = self._heads.pair("contact_head.regression")
+        weight, bias = (self._heads.take(f"contact_head.regression.{part}") for part in ("weight", "bias"))
         return weight.view(self.architecture.layers, self.architecture.heads), bias

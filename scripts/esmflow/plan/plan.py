@@ -97,7 +97,7 @@ def _table_size(work_list: WorkList, model: PlannedModel, output: Output, sample
     spec, (lengths, counts) = model.spec, work_list.histograms[sample]
     kept_of_long = spec.long_treatment.kept(lengths) if spec.long_treatment else np.zeros_like(lengths)
     kept = np.where(lengths <= spec.max_length, lengths, kept_of_long)
-    return int(counts @ output.value_bytes(kept, model.architecture.embed_dim))
+    return int(counts @ output.value_bytes(kept, model.architecture))
 
 
 def _new_bytes(tables: Iterable[_Table], jobs: Iterable[Job], results: Results) -> int:

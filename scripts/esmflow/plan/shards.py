@@ -75,7 +75,7 @@ def _costs(model: PlannedModel, batch: Batch, lengths: np.ndarray) -> np.ndarray
 def _value_bytes(model: PlannedModel, batch: Batch, lengths: np.ndarray) -> np.ndarray:
     """Bytes of a batch's outputs, in float32, of sequences of so many residues: int64 [sequences]."""
     kept = batch.treatment.kept(lengths)
-    size: np.ndarray = np.sum([output.value_bytes(kept, model.architecture.embed_dim) for output in batch.outputs], 0)
+    size: np.ndarray = np.sum([output.value_bytes(kept, model.architecture) for output in batch.outputs], 0)
     return size
 
 

@@ -93,9 +93,12 @@ class LocatedRecords:
         """
         numbers = targets.project("place >> 32 AS file").distinct().order("file").fetchnumpy()["file"]
         for number in numbers.tolist():
-            begin = number << 32
-            of_file = targets.filter(f"place BETWEEN {begin} AND {begin + (1 << 32) - 1}")
-            columns = of_file.project(f"place - {begin} AS row, target").order("row").fetchnumpy()
+            # DuckDB finds `targets` among the variables here: a store of many files asks often, and this is quickest.
+            columns = self._connection.execute(
+                "SELECT place - $1 AS row, target FROM targets WHERE place BETWEEN $1 AND $1 + (1::BIGINT << 32) - 1 "
+                "ORDER BY place",
+                [number << 32],
+            ).fetchnumpy()
             rows, numbered = columns["row"], columns["target"]
             for first_row, values in self._stream(self._files[number], rows):
                 first, last = np.searchsorted(rows, [first_row, first_row + len(values)])

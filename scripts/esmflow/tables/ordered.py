@@ -39,7 +39,7 @@ class OrderedRecords:
     ) -> None:
         """Bring the values from the store into file order, in a scratch file per output."""
         self.embed_dim = model.architecture.embed_dim
-        self._scratch = scratch
+        self._architecture, self._scratch = model.architecture, scratch
         located = {output: LocatedRecords(connection, catalog, model, output, store) for output in scratch}
         records = connection.read_parquet(database.literal(catalog), hive_partitioning=False).set_alias("records")
         sizes = connection.from_arrow(_sizes(records, model, list(scratch))).set_alias("sizes")
@@ -82,7 +82,7 @@ class OrderedRecords:
 
     def _value(self, output: Output, residues: int) -> np.ndarray:
         """The next value in the scratch file of an output."""
-        shape = output.kind.shape(residues, self.embed_dim)
+        shape = output.kind.shape(residues, self._architecture)
         return np.fromfile(self._scratch[output], np.float32, math.prod(shape)).reshape(shape)
 
     def _scatter(
@@ -118,5 +118,5 @@ def _sizes(records: duckdb.DuckDBPyRelation, model: PlannedModel, outputs: Seque
     """How many residues are kept of each length, and the bytes of the outputs: length, kept, bytes0, bytes1 ..."""
     lengths = records.select("length").distinct().fetchnumpy()["length"]
     kept = (model.spec.long_treatment or WHOLE).kept(lengths)
-    bytes_ = [output.value_bytes(kept, model.architecture.embed_dim) for output in outputs]
+    bytes_ = [output.value_bytes(kept, model.architecture) for output in outputs]
     return pa.table({"length": lengths, "kept": kept} | {f"bytes{number}": part for number, part in enumerate(bytes_)})

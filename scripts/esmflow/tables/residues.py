@@ -7,6 +7,7 @@ import h5py
 import numpy as np
 
 from esmflow import database, files
+from esmflow.architecture import Architecture
 from esmflow.errors import ConfigError
 from esmflow.planned_model import PlannedModel
 from esmflow.representation import Output, Ragged
@@ -21,10 +22,10 @@ log = logging.getLogger(__name__)
 def write_residues(catalog: Path, model: PlannedModel, output: Output, store: Store, target: Path) -> None:
     """Write a sample's residue file of a ragged output, sequence by sequence.
 
-    Datasets: `embeddings`, float32 [sum of residues, embed_dim] (33 for logits; for contacts `contacts`, flat, a map
-    after the other); `offsets`, int64 [sequences + 1], in rows of these; and for each embedded record in file order
-    `id`, `length` and `sequence`, its number in `offsets`. Raises IncompleteError as `features.write_table` does, and
-    ConfigError for an output of one vector per protein.
+    Datasets: `embeddings`, float32 [sum of residues, embed_dim] (for logits the vocabulary; for contacts `contacts`,
+    flat, a map after the other); `offsets`, int64 [sequences + 1], in rows of these; and for each embedded record in
+    file order `id`, `length` and `sequence`, its number in `offsets`. Raises IncompleteError as `features.write_table`
+    does, and ConfigError for an output of one vector per protein.
     """
     kind = output.kind
     if not isinstance(kind, Ragged):
@@ -38,7 +39,7 @@ def write_residues(catalog: Path, model: PlannedModel, output: Output, store: St
         sequences = database.keep(
             connection, places.project("place, row_number() OVER (ORDER BY place) - 1 AS target").order("place")
         )
-        row = _row_shape(kind, model.architecture.embed_dim)
+        row = _row_shape(kind, model.architecture)
         with h5py.File(temporary, "w") as file:
             data = file.create_dataset(kind.dataset, (0, *row), np.float32, maxshape=(None, *row), chunks=True)
             offsets = [0]
@@ -66,7 +67,7 @@ def write_residues(catalog: Path, model: PlannedModel, output: Output, store: St
     log.info("%s records, %s sequences", f"{done:,}", f"{len(offsets) - 1:,}")
 
 
-def _row_shape(kind: Ragged, embed_dim: int) -> tuple[int, ...]:
+def _row_shape(kind: Ragged, architecture: Architecture) -> tuple[int, ...]:
     """What each residue has, if that is the same in proteins of any length; else () for numbers laid end to end."""
-    shapes = {kind.residue_shape(residues, embed_dim) for residues in (1, 2)}
+    shapes = {kind.residue_shape(residues, architecture) for residues in (1, 2)}
     return shapes.pop() if len(shapes) == 1 else ()

@@ -68,7 +68,7 @@ class _Slot:
 
     def takes(self, item: _Item) -> bool:
         """Whether it could begin a job now, without company for one that is to be alone."""
-        return self.ready and not (self.items and any(held.alone for held in (item, *self.items.values())))
+        return self.ready and not (self.items and any(other.alone for other in (item, *self.items.values())))
 
 
 class WorkerPool:

@@ -110,11 +110,10 @@ def load_engine(
 ) -> Engine:
     """Read a model's weights and make its engine; without a token budget, that which suits the device."""
     start = time.monotonic()
-    parts = [Path(file) for file in model.descriptor.files]
-    esm = Esm(weights.read(parts), device, precision=precision, attention=model.attention)
+    esm = Esm(weights.load(model.descriptor), device, precision=precision, attention=model.attention)
 
     def exact() -> Esm:
-        return Esm(weights.read(parts), device)
+        return Esm(weights.load(model.descriptor), device)
 
     engine = Engine(
         esm,

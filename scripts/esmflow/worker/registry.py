@@ -4,13 +4,12 @@ import gc
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from esmflow.engine.device import choose_precision, free_memory, require_memory, weights_bytes
 from esmflow.engine.engine import Engine
-from esmflow.errors import DataError, DeviceLostError
+from esmflow.errors import DeviceLostError
 from esmflow.model import weights
 from esmflow.planned_model import PlannedModel
 from esmflow.receipt import SelfCheck
@@ -60,7 +59,7 @@ class ModelRegistry:
         Raises DataError for weights that are absent or not those planned with, DeviceError if the model cannot run
         here; the one that served before goes on serving then. Raises DeviceLostError if even that cannot be.
         """
-        precision = choose_precision(model.spec.precision, self.device)
+        precision = choose_precision(model.spec.precision, self.device, model.architecture)
         key = (model.descriptor.sha256, precision, model.attention)
         if key not in self.residents:
             self._bring(model, key, precision)
@@ -83,7 +82,7 @@ class ModelRegistry:
         return dropped
 
     def _bring(self, model: PlannedModel, key: Key, precision: str) -> None:
-        _require_weights(model)
+        weights.require_unchanged(model.descriptor)
         dropped = None
         while self.residents and not self._can_fit(weights_bytes(model.architecture, precision)):
             dropped = self.drop()
@@ -109,14 +108,3 @@ class ModelRegistry:
         engine = self._load(model, precision)
         self.loads += 1
         return Resident(model, engine, weights_bytes(shape, precision))
-
-
-def _require_weights(model: PlannedModel) -> None:
-    """Raise DataError unless the weights are there, and those that the model was planned with."""
-    parts = [Path(file) for file in model.descriptor.files]
-    if absent := [part for part in parts if not part.exists()]:
-        raise DataError(f"{absent[0]}: weights are missing; run again with --forcerun fetch_model")
-    if weights.stamp(parts) != model.descriptor.stamp and weights.digest(parts) != model.descriptor.sha256:
-        raise DataError(
-            f"{parts[0]}: weights have changed since they were fetched; run again with --forcerun fetch_model"
-        )

@@ -1,6 +1,7 @@
 """The engine's parts: packs, pooling, devices, and values that are not finite."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,13 +37,12 @@ def engine(path: Path, *, threads: int = 1, tokens_per_pack: int = 2048) -> Engi
     return Engine(model, threads=threads, tokens_per_pack=tokens_per_pack)
 
 
-def spoil(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> Path:
-    """A copy of a checkpoint with some of its values changed."""
-    content = torch.load(path, weights_only=False)
-    change({name.removeprefix("encoder.sentence_encoder."): tensor for name, tensor in content["model"].items()})
-    target = path.with_name("spoilt.pt")
-    torch.save(content, target)
-    return target
+def spoilt_engine(path: Path, change: Callable[[dict[str, torch.Tensor]], None], **options: int) -> Engine:
+    """An engine whose model has some of its weights changed after they were read: a file that holds NaN is refused."""
+    checkpoint = weights.read([path])
+    tensors = {name: tensor.clone() for name, tensor in checkpoint.tensors.items()}
+    change(tensors)
+    return Engine(Esm(replace(checkpoint, tensors=tensors), torch.device("cpu")), **options)
 
 
 def pack(*residues: int) -> Pack:
@@ -169,7 +169,7 @@ def test_a_weight_that_is_not_finite_refuses_every_sequence(
 ) -> None:
     reference.tiny_esm2(tmp_path / "tiny.pt")
     sequences = PLAIN + WITH_W
-    spoilt = engine(spoil(tmp_path / "tiny.pt", change), threads=threads, tokens_per_pack=30)
+    spoilt = spoilt_engine(tmp_path / "tiny.pt", change, threads=threads, tokens_per_pack=30)
     embedded = spoilt.embed(sequences, outputs(0, 3))
     assert embedded.reasons == ["non-finite representation"] * len(sequences)
     assert set(embedded.values) == set(outputs(0, 3))
@@ -191,7 +191,7 @@ def test_one_letter_that_is_not_finite_refuses_only_the_sequences_that_hold_it(
     make(tmp_path / "tiny.pt", layers=3)
     sequences = [sequence for pair in zip(PLAIN, [*WITH_W, b"MW"], strict=True) for sequence in pair]
     healthy = engine(tmp_path / "tiny.pt", tokens_per_pack=tokens_per_pack).embed(sequences, wanted)
-    found = engine(spoil(tmp_path / "tiny.pt", nan_for_w), tokens_per_pack=tokens_per_pack).embed(sequences, wanted)
+    found = spoilt_engine(tmp_path / "tiny.pt", nan_for_w, tokens_per_pack=tokens_per_pack).embed(sequences, wanted)
     assert healthy.reasons == [None] * len(sequences)
     assert found.reasons == ["non-finite representation" if b"W" in s else None for s in sequences]
     for output in wanted:
@@ -205,7 +205,7 @@ def test_one_letter_that_is_not_finite_refuses_only_the_sequences_that_hold_it(
 def test_a_sequence_with_one_output_that_is_not_finite_gets_none_at_all(tmp_path: Path) -> None:
     reference.tiny_esm2(tmp_path / "tiny.pt")
     wanted = [Output(0, "bos"), Output(0, "mean")]
-    spoilt = engine(spoil(tmp_path / "tiny.pt", nan_for_w))
+    spoilt = spoilt_engine(tmp_path / "tiny.pt", nan_for_w)
     assert spoilt.embed([b"MKW"], wanted[:1]).reasons == [None]
     embedded = spoilt.embed([b"MKW", b"MK"], wanted)
     assert embedded.reasons == ["non-finite representation", None]

@@ -1,8 +1,10 @@
 """Ingest: FASTA files into a sample's catalog and sequences."""
 
+import bz2
 import gzip
 import hashlib
 import logging
+import lzma
 import os
 import random
 import resource
@@ -10,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,6 +21,7 @@ import zstandard
 from conftest import ROOT
 from esmflow.errors import DataError
 from esmflow.inputs.catalog import ingest
+from esmflow.inputs.samples import Fasta
 
 SCRIPT = ROOT / "scripts" / "ingest.py"
 FIRST = b">a one\nMKV\n>b\nmjk*\n>a again\nMKV\n"
@@ -37,7 +41,7 @@ def ingest_all(directory: Path, *contents: bytes, fail_on_invalid: bool = False)
     for number, content in enumerate(contents):
         fastas.append(directory / f"{number}.fa")
         fastas[-1].write_bytes(content)
-    ingest("s", fastas, *outputs(directory), fail_on_invalid=fail_on_invalid)
+    ingest("s", map(Fasta, fastas), *outputs(directory), fail_on_invalid=fail_on_invalid)
     catalog, sequences = (pq.read_table(path) for path in outputs(directory))
     return catalog, sequences
 
@@ -229,6 +233,63 @@ def test_a_full_disk_ends_with_73_and_leaves_nothing_half_written(tmp_path: Path
     result = run(command(small_disk, proteins))
     assert_ended_for_want_of_space(result, small_disk)
     assert "disk is full" in result.stderr
+
+
+def nucleotides(count: int) -> bytes:
+    draw = random.Random(count)
+    return b"".join(b">n%d\n%s\n" % (i, "".join(draw.choices("ACGT", k=90)).encode()) for i in range(count))
+
+
+def proteins(count: int) -> bytes:
+    draw = random.Random(count)
+    return b"".join(
+        b">p%d\n%s\n" % (i, "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=90)).encode()) for i in range(count)
+    )
+
+
+@pytest.mark.parametrize(("genes", "others", "refused"), [(1, 0, True), (18, 2, True), (17, 2, False), (1, 20, False)])
+def test_a_file_of_which_nine_in_ten_records_are_nucleotides_is_refused(
+    tmp_path: Path, genes: int, others: int, refused: bool
+) -> None:
+    short = b">short\nMKV\n>gap\nM-" + b"K" * 40 + b"\n"
+    content = proteins(others) + short + nucleotides(genes)
+    if refused:
+        with pytest.raises(DataError, match=rf"1\.fa: {genes} of {genes + others} records .*nucleotides.*'protein'"):
+            ingest_all(tmp_path, FIRST, content)
+        assert sorted(path.name for path in files_left(tmp_path)) == ["0.fa", "1.fa"]
+    else:
+        catalog, _ = ingest_all(tmp_path, FIRST, content)
+        assert catalog["flags"].to_pylist()[3 + others :] == ["", "", *["nucleotides?"] * genes]
+
+
+def test_nucleotides_are_taken_for_proteins_where_that_is_said_outright(tmp_path: Path) -> None:
+    (tmp_path / "n.fa").write_bytes(nucleotides(3))
+    (tmp_path / "p.fa").write_bytes(proteins(3))
+    files = [tmp_path / "p.fa", tmp_path / "n.fa"]
+    assert run([*command(tmp_path, *files), "--kind", "protein?", "protein?"]).returncode == 65
+    assert run([*command(tmp_path, *files), "--kind", "protein", "protein?"]).returncode == 65
+    assert run([*command(tmp_path, *files), "--kind", "protein", "protein", "protein"]).returncode == 78
+    for kinds in (["protein?", "protein"], ["protein"]):
+        assert run([*command(tmp_path, *files), "--kind", *kinds]).returncode == 0
+        catalog = pq.read_table(outputs(tmp_path)[0])
+        assert catalog["status"].to_pylist() == ["valid"] * 6
+        assert catalog["flags"].to_pylist() == [*[""] * 3, *["nucleotides?"] * 3]
+
+
+@pytest.mark.parametrize("compressor", [gzip, bz2, lzma, zstandard])
+def test_one_endless_record_of_little_compressed_is_skipped_in_bounded_memory(
+    tmp_path: Path, compressor: ModuleType
+) -> None:
+    with compressor.open(tmp_path / "bomb.fa", "wb") as file:
+        file.write(b">a\nM\n>bomb\n")
+        for _ in range(120):
+            file.write(b"M" * (1 << 20))
+        file.write(b"\n>b\nK\n")
+    assert (tmp_path / "bomb.fa").stat().st_size < 2 << 20
+    assert peak_megabytes(command(tmp_path, tmp_path / "bomb.fa")) < 600
+    catalog, _ = (pq.read_table(path) for path in outputs(tmp_path))
+    assert catalog["id"].to_pylist() == ["a", "bomb", "b"]
+    assert catalog["reason"].to_pylist() == [None, "more than 100,000,000 characters", None]
 
 
 def test_an_output_directory_that_is_a_file_ends_with_73(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import random_weights
 import reference
 import torch
 from esmflow.engine.device import choose_precision
@@ -67,8 +68,9 @@ def test_a_kernel_asked_for_by_name_never_falls_back(name: str) -> None:
 
 
 def test_auto_precision_is_exact_on_a_cpu() -> None:
-    assert choose_precision("auto", CPU) == "fp32"
-    assert choose_precision("bf16", CPU) == "bf16"
+    shape = random_weights.SHAPES["8M"]
+    assert choose_precision("auto", CPU, shape) == "fp32"
+    assert choose_precision("bf16", CPU, shape) == "bf16"
 
 
 def test_self_check_compares_a_sample_with_fair_esm_grade_vectors(esm2_8m: Path, uniprot: list[str]) -> None:

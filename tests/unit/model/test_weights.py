@@ -14,54 +14,19 @@ import numpy as np
 import pytest
 import reference
 import torch
+from checkpoints import SEQUENCES, Vectors, assert_vectors, by_fair_esm, refusal, vectors
 from esm.model.esm1 import ProteinBertModel
 from esm.model.msa_transformer import MSATransformer
 from esmflow.architecture import Architecture
-from esmflow.engine.engine import Engine
-from esmflow.errors import DataError
 from esmflow.model import weights
-from esmflow.model.trunk import Esm
 from esmflow.planned_model import Descriptor
 from esmflow.representation import Output
 from safetensors.torch import save_file
 
-SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "XBZUOW", "M"]
-
-
-def vectors(path: Path, layers: int) -> dict[Output, np.ndarray]:
-    outputs = [Output(layer, name) for layer in range(layers + 1) for name in reference.REPRESENTATIONS]
-    engine = Engine(Esm(weights.read(weights.weight_files(path)), torch.device("cpu")))
-    embedded = engine.embed([sequence.encode() for sequence in SEQUENCES], outputs)
-    assert embedded.reasons == [None] * len(SEQUENCES)
-    return {output: np.array(values) for output, values in embedded.values.items()}
-
-
-Expected = list[dict[tuple[int, str], np.ndarray]]
-
-
-def by_fair_esm(model: torch.nn.Module) -> Expected:
-    return [reference.represent(model, sequence) for sequence in SEQUENCES]
-
-
-def assert_vectors(path: Path, expected: Expected) -> None:
-    found = vectors(path, max(layer for layer, _ in expected[0]))
-    for row, representations in enumerate(expected):
-        for (layer, name), vector in representations.items():
-            error = np.linalg.norm(found[Output(layer, name)][row] - vector)
-            assert error <= 1e-5 * (np.linalg.norm(vector) or np.linalg.norm(representations[layer, "mean"]))
-
 
 @pytest.fixture(scope="module")
-def expected_of_8m(esm2_8m: Path) -> Expected:
+def expected_of_8m(esm2_8m: Path) -> Vectors:
     return by_fair_esm(reference.esm2_of_hugging_face(esm2_8m))
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(DataError) as caught:
-        weights.describe("m", path)
-    text = str(caught.value)
-    assert len(text.splitlines()) == 1
-    return text
 
 
 def state_of(path: Path) -> dict[str, torch.Tensor]:
@@ -138,7 +103,7 @@ LAYOUTS: list[Layout] = [
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 def test_every_hugging_face_layout_is_the_same_model(
-    tmp_path: Path, esm2_8m: Path, expected_of_8m: Expected, layout: Layout
+    tmp_path: Path, esm2_8m: Path, expected_of_8m: Vectors, layout: Layout
 ) -> None:
     path = layout(tmp_path, esm2_8m)
     architecture = weights.read(weights.weight_files(path)).architecture

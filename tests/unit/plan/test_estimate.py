@@ -9,6 +9,7 @@ import pytest
 import reference
 from esmflow.errors import DataError, DeviceError, WriteError
 from esmflow.inputs.catalog import ingest
+from esmflow.inputs.samples import Fasta
 from esmflow.model import weights
 from esmflow.plan.estimate import ASSUMED_RATES, rate
 from esmflow.plan.plan import plan
@@ -93,7 +94,7 @@ def planned(directory: Path, representations: tuple[str, ...], store: Path | Non
     """The jobs of plan.json for one sample and a tiny model."""
     (directory / "a.fasta").write_text("".join(f">p{n}\n{residues}\n" for n, residues in enumerate(PROTEINS)))
     results = Results(directory)
-    ingest("a", [directory / "a.fasta"], results.catalog("a"), results.sequences("a"), fail_on_invalid=True)
+    ingest("a", [Fasta(directory / "a.fasta")], results.catalog("a"), results.sequences("a"), fail_on_invalid=True)
     reference.tiny_esm2(directory / "tiny.pt")
     spec = ModelSpec("m", (-1,), representations, "truncate", 1022, 0, "auto")
     model = PlannedModel(spec, weights.describe("m", directory / "tiny.pt"))

@@ -17,6 +17,7 @@ import pytest
 from esmflow.architecture import Architecture
 from esmflow.errors import DataError
 from esmflow.inputs.catalog import ingest
+from esmflow.inputs.samples import Fasta
 from esmflow.plan.plan import plan
 from esmflow.plan.sizes import Sizes
 from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel, Space
@@ -234,7 +235,7 @@ def test_a_record_is_found_by_its_id(tmp_path: Path, store: Path) -> None:
     fasta = f">twin\n{SEQUENCES[0]}\n>other\n{SEQUENCES[1]}\n>twin\n{SEQUENCES[3]}\n>gap\nM-K\n>absent\nMMM\n"
     (tmp_path / "a.fa").write_text(fasta)
     catalog = tmp_path / "catalog.parquet"
-    ingest("a", [tmp_path / "a.fa"], catalog, tmp_path / "sequences", fail_on_invalid=False)
+    ingest("a", [Fasta(tmp_path / "a.fa")], catalog, tmp_path / "sequences", fail_on_invalid=False)
     answers = found(run(tmp_path, "get", "--id", "twin", "--catalog", catalog))
     expected = [vector(SEQUENCES[0]), vector(SEQUENCES[3])]
     assert np.array_equal(np.array([answer["embedding"] for answer in answers], np.float32), np.stack(expected))
@@ -272,7 +273,7 @@ def test_a_plan_renews_the_time_of_use_of_the_files_it_counts_on(tmp_path: Path)
     times = {path: path.stat().st_mtime for path in (wanted, others, fresh)}
     (tmp_path / "a.fa").write_text("".join(f">p{n}\n{sequence}\n" for n, sequence in enumerate(SEQUENCES[:3])))
     results = Results(tmp_path)
-    ingest("a", [tmp_path / "a.fa"], results.catalog("a"), results.sequences("a"), fail_on_invalid=True)
+    ingest("a", [Fasta(tmp_path / "a.fa")], results.catalog("a"), results.sequences("a"), fail_on_invalid=True)
     plan(
         [PlannedModel(ModelSpec("m", (6,), ("mean",), "truncate", 1022, 0, "auto"), descriptor)],
         ["a"],

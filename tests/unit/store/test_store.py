@@ -14,6 +14,7 @@ from esmflow import database
 from esmflow.architecture import Architecture
 from esmflow.errors import DataError, IncompleteError, WriteError
 from esmflow.inputs.catalog import ingest
+from esmflow.inputs.samples import Fasta
 from esmflow.job import Job, Shard
 from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
 from esmflow.representation import Output
@@ -55,7 +56,7 @@ class Held:
 @pytest.fixture
 def held(tmp_path: Path) -> Held:
     (tmp_path / "a.fa").write_text("".join(f">p{len(residues)}\n{residues}\n" for residues in RESIDUES))
-    ingest("a", [tmp_path / "a.fa"], tmp_path / "catalog.parquet", tmp_path / "sequences", fail_on_invalid=False)
+    ingest("a", [Fasta(tmp_path / "a.fa")], tmp_path / "catalog.parquet", tmp_path / "sequences", fail_on_invalid=False)
     keys = sorted(pq.read_table(tmp_path / "catalog.parquet")["key"].to_pylist())
     draw = np.random.default_rng(0)
     values = {output: [draw.normal(size=8).astype(np.float32) for _ in keys] for output in OUTPUTS}

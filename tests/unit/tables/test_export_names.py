@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import pytest
 from esmflow.config.declaration import check_config
 from esmflow.errors import ConfigError
-from esmflow.tables.exports import safe_name
+from esmflow.tables.exports import EXPORTS, safe_name
 from hypothesis import given
 from hypothesis import strategies as st
 from workflow import ROOT, wait_until
@@ -52,6 +52,17 @@ def test_an_export_that_could_hold_nothing_is_refused() -> None:
     assert check_config(config | {"exports": ["csv"]})["exports"] == ["csv"]
     with pytest.raises(ConfigError, match="exports: fair_esm_pt is of mean, bos, per_tok, contacts, and no model"):
         check_config(config | {"exports": ["csv", "fair_esm_pt"]})
+
+
+def test_the_documentation_lists_each_export_with_its_files_and_representations() -> None:
+    rows = [line.strip("| ").split(" | ") for line in (ROOT / "docs" / "exports.md").read_text().splitlines()]
+    listed = {row[0].strip("`"): row[1:] for row in rows if len(row) == 3 and row[0].startswith("`")}
+    assert list(listed) == list(EXPORTS)
+    for name, export in EXPORTS.items():
+        files, representations = listed[name]
+        assert representations.split(", ") == list(export.representations)
+        for layout in export.layouts:
+            assert all(f"`{path}" in files or f"`{Path(path).name}" in files for path in layout.paths)
 
 
 def test_a_directory_that_is_there_survives_a_killed_export(esm2_8m: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from esmflow.architecture import Architecture
 from esmflow.errors import ConfigError
 from esmflow.inputs.catalog import ingest
 from esmflow.inputs.fasta import key_of
+from esmflow.inputs.samples import Fasta
 from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
 from esmflow.representation import Output
 from esmflow.store import keeping
@@ -49,7 +50,7 @@ def write_run(root: Path, number: int) -> dict[str, np.ndarray]:
     root.mkdir()
     proteins = {f"r{number}p{row}": "M" + "KV" * (1 + number) + "A" * row for row in range(3)}
     (root / "a.fa").write_text("".join(f">{name}\n{residues}\n" for name, residues in proteins.items()))
-    ingest("a", [root / "a.fa"], root / "catalog.parquet", root / "sequences.parquet", fail_on_invalid=True)
+    ingest("a", [Fasta(root / "a.fa")], root / "catalog.parquet", root / "sequences.parquet", fail_on_invalid=True)
     keys, lengths = zip(*(key_of(residues) for residues in proteins.values()), strict=True)
     draw = np.random.default_rng(number)
     values = {RESIDUES: [draw.normal(size=(length, 8)).astype(np.float32) for length in lengths]}
