@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from esmflow.results import Results
 from esmflow.watch import look
 from workflow import ENVIRONMENT, ROOT, Baseline, Workspace, find_worker, script, wait_until
 
@@ -50,7 +51,7 @@ def test_it_shows_what_is_so_before_during_and_after(baseline: Baseline, fresh: 
         assert job["sequences"] == len(baseline.unique())
         assert job["sequences_done"] == beat["sequences_done"] <= job["sequences"]
         # The heart of a worker that is held stops; a minute later it is taken for lost.
-        later = look(fresh.root / "results", time.time() + 60)
+        later = look(Results(fresh.root / "results"), time.time() + 60)
         assert later
         assert later.states == {"lost": 1}
         worker.resume()
