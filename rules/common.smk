@@ -16,6 +16,7 @@ from esmflow.representation import REPRESENTATIONS, file_stem_pattern
 from esmflow.results import Results, TableName
 from esmflow.run_plan import RunPlan
 from esmflow.tables.exports import EXPORTS
+from esmflow.weights_source import is_path
 
 try:
     config = check_config(config, typed=workflow.config_settings.config)

@@ -75,8 +75,7 @@ def table_spec(wildcards):
 def local_weights(wildcards):
     """The weights and the adapter as input files, where they are the user's own."""
     weights, adapter = (MODELS[wildcards.model].get(key) for key in ("weights", "adapter"))
-    own = [] if weights == "fair-esm" or weights.startswith("wheel:") else [weights]
-    return own + ([adapter] if adapter else [])
+    return ([weights] if is_path(weights) else []) + ([adapter] if adapter else [])
 
 
 def adapter_option(wildcards):

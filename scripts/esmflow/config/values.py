@@ -15,6 +15,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from esmflow.weights_source import is_path
+
 
 def _expanded(path: str) -> str:
     """A path with the `~` and `$VAR` in it replaced as a shell does. Raises ValueError for what stands for nothing."""
@@ -46,7 +48,7 @@ def _adapter(value: str) -> str:
 
 
 def _weights(value: str) -> str:
-    return value if value == "fair-esm" or value.startswith("wheel:") else _expanded(value)
+    return _expanded(value) if is_path(value) else value
 
 
 _Items = TypeVar("_Items", bound=tuple[object, ...])

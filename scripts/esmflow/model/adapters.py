@@ -6,7 +6,8 @@ Hu et al. 2022, arXiv:2106.09685; rsLoRA: Kalajdzievski 2023, arXiv:2312.03732; 
 import logging
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -182,32 +183,37 @@ def _by_module(adapter: State) -> dict[str, dict[str, torch.Tensor]]:
 
 
 def _names(
-    adapter: State, checkpoint: Checkpoint, modules: Iterable[str], layouts: Iterable[Layout]
+    adapter: State, checkpoint: Checkpoint, modules: Collection[str], layouts: Iterable[Layout]
 ) -> tuple[str, dict[str, str]]:
     """What stands before the trunk's names in the adapter, and the checkpoint's name of each of its modules by that."""
-    for layout in layouts:
-        trunk, heads = (
-            {
-                theirs.removesuffix(".weight"): ours.removesuffix(".weight")
-                for theirs, ours in numbered(part, checkpoint.architecture.layers).items()
-                if ours in checkpoint.tensors and theirs.endswith(".weight")
-            }
-            for part in (layout.trunk, layout.heads)
-        )
-        prefixes = {
-            module.removesuffix(name)
-            for module in modules
-            for name in trunk
-            if module == name or module.endswith(f".{name}")
-        }
-        if len(prefixes) > 1:
-            raise adapter.error(f"changes more than one model, {' and '.join(sorted(prefixes))}")
-        if prefixes:
-            prefix = prefixes.pop()
-            places = {f"{around}{head}": heads[head] for head in heads for around in (prefix, parent(prefix))}
-            present = {name: ours for name, ours in places.items() if name in modules}
-            return prefix, {f"{prefix}{theirs}": ours for theirs, ours in trunk.items()} | present
-    raise adapter.error(f"changes no module of this model; it has {', '.join(sorted(modules)[:3]) or 'none'}")
+    layout, places = max(
+        ((layout, _places(_modules(layout.trunk, checkpoint), modules)) for layout in layouts),
+        key=lambda candidate: candidate[1].total(),
+    )
+    if not places:
+        raise adapter.error(f"changes no module of this model; it has {', '.join(sorted(modules)[:3]) or 'none'}")
+    if len(places) > 1:
+        raise adapter.error(f"changes more than one model, {' and '.join(sorted(places))}")
+    [prefix] = places
+    heads = _modules(layout.heads, checkpoint)
+    names = {f"{around}{head}": ours for head, ours in heads.items() for around in (prefix, parent(prefix))}
+    names = {name: ours for name, ours in names.items() if name in modules}
+    return prefix, names | {f"{prefix}{name}": ours for name, ours in _modules(layout.trunk, checkpoint).items()}
+
+
+def _modules(names: Mapping[str, str], checkpoint: Checkpoint) -> dict[str, str]:
+    """The checkpoint's name of each module that has a weight, by a layout's."""
+    return {
+        theirs.removesuffix(".weight"): ours.removesuffix(".weight")
+        for theirs, ours in numbered(names, checkpoint.architecture.layers).items()
+        if ours in checkpoint.tensors and theirs.endswith(".weight")
+    }
+
+
+def _places(names: Mapping[str, str], modules: Iterable[str]) -> Counter[str]:
+    """What stands before a layout's names in the adapter's, and how many modules that makes the trunk's."""
+    pairs = ((module, name) for module in modules for name in names)
+    return Counter(module.removesuffix(name) for module, name in pairs if f".{module}".endswith(f".{name}"))
 
 
 def _listed(names: str | list[str] | None, module: str) -> bool:

@@ -1,4 +1,4 @@
-"""The layouts of ESM-1b, ESM-1v and ESM-2 weights: fair-esm's own, transformers' and NVIDIA's.
+"""Reading ESM-1b, ESM-1v and ESM-2 weights of every layout.
 
 The family's names of tensors are fair-esm's (`esm/model/esm2.py`, `esm/model/esm1.py`); queries, keys and values are
 separate, and rotary frequencies are always there, for the first layer.
@@ -10,112 +10,11 @@ import torch
 
 from esmflow.alphabet import MASK, PADDING, TOKENS
 from esmflow.architecture import Architecture
-from esmflow.model.layouts import Checkpoint, Layout, Trunk, check_vocabulary, find_trunk, unusable
+from esmflow.model.esm_names import FAIR_ESM, FREQUENCIES, LAYER, LAYOUTS, NVIDIA, TRANSFORMERS
+from esmflow.model.layouts import Checkpoint, Trunk, check_vocabulary, find_trunk, unusable
 from esmflow.model.state import State, contact_regression, open_file
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-_FREQUENCIES = "layers.0.self_attn.rot_emb.inv_freq"
-_LAYER = [f"self_attn.{name}_proj" for name in "qkv"] + [
-    "self_attn.out_proj",
-    "self_attn_layer_norm",
-    "fc1",
-    "fc2",
-    "final_layer_norm",
-]
-_PARTS = ("weight", "bias")
-
-
-def _both(modules: dict[str, str]) -> dict[str, str]:
-    """The names of weight and bias of modules."""
-    return {f"{theirs}.{part}": f"{ours}.{part}" for theirs, ours in modules.items() for part in _PARTS}
-
-
-_FAIR_ESM = Layout(
-    name="fair-esm",
-    layer="layers.{}.self_attn_layer_norm.",
-    trunk={
-        "embed_tokens.weight": "embed_tokens.weight",
-        "embed_positions.weight": "embed_positions.weight",
-        "layers.{}.self_attn.rot_emb.inv_freq": "layers.{}.self_attn.rot_emb.inv_freq",
-        **_both({name: name for name in ("emb_layer_norm_before", "emb_layer_norm_after")}),
-        **_both({f"layers.{{}}.{name}": f"layers.{{}}.{name}" for name in _LAYER}),
-    },
-    heads=_both({name: name for name in ("lm_head", "lm_head.dense", "lm_head.layer_norm", "contact_head.regression")}),
-)
-_ENCODER = {
-    **_both({"encoder.emb_layer_norm_after": "emb_layer_norm_after", "embeddings.layer_norm": "emb_layer_norm_before"}),
-    "embeddings.word_embeddings.weight": "embed_tokens.weight",
-    "embeddings.position_embeddings.weight": "embed_positions.weight",
-}
-_TRANSFORMERS = Layout(
-    name="transformers",
-    layer="encoder.layer.{}.attention.self.",
-    trunk={
-        **_ENCODER,
-        # One for all layers: as transformers 5 has it in memory, and as it saves it.
-        "rotary_embeddings.inv_freq": _FREQUENCIES,
-        "encoder.layer.*.attention.self.rotary_embeddings.inv_freq": _FREQUENCIES,
-        "encoder.layer.{}.attention.self.rotary_embeddings.inv_freq": "layers.{}.self_attn.rot_emb.inv_freq",
-        **_both(
-            {
-                "encoder.layer.{}.attention.self.query": "layers.{}.self_attn.q_proj",
-                "encoder.layer.{}.attention.self.key": "layers.{}.self_attn.k_proj",
-                "encoder.layer.{}.attention.self.value": "layers.{}.self_attn.v_proj",
-                "encoder.layer.{}.attention.output.dense": "layers.{}.self_attn.out_proj",
-                "encoder.layer.{}.attention.LayerNorm": "layers.{}.self_attn_layer_norm",
-                "encoder.layer.{}.intermediate.dense": "layers.{}.fc1",
-                "encoder.layer.{}.output.dense": "layers.{}.fc2",
-                "encoder.layer.{}.LayerNorm": "layers.{}.final_layer_norm",
-            }
-        ),
-        # As transformers 5 saves them.
-        "encoder.layer.{}.attention.LayerNorm.gamma": "layers.{}.self_attn_layer_norm.weight",
-        "encoder.layer.{}.attention.LayerNorm.beta": "layers.{}.self_attn_layer_norm.bias",
-        "encoder.layer.{}.LayerNorm.gamma": "layers.{}.final_layer_norm.weight",
-        "encoder.layer.{}.LayerNorm.beta": "layers.{}.final_layer_norm.bias",
-    },
-    heads={
-        "lm_head.decoder.weight": "lm_head.weight",
-        "lm_head.bias": "lm_head.bias",
-        **_both(
-            {name: name for name in ("lm_head.dense", "lm_head.layer_norm", "contact_head.regression")},
-        ),
-    },
-    idle=r"embeddings\.position_ids",
-)
-_TE_LAYER = {
-    "self_attention.layernorm_qkv.layer_norm_": "self_attn_layer_norm.",
-    "self_attention.layernorm_qkv.": "self_attn.qkv_proj.",
-    "self_attention.proj.": "self_attn.out_proj.",
-    "layernorm_mlp.layer_norm_": "final_layer_norm.",
-    "layernorm_mlp.fc1_": "fc1.",
-    "layernorm_mlp.fc2_": "fc2.",
-}
-#: NVIDIA's conversion to TransformerEngine (`nvidia/esm2_*`; bionemo-recipes, models/esm2/convert.py).
-_NVIDIA = Layout(
-    name="NVIDIA",
-    layer="encoder.layers.{}.self_attention.",
-    trunk={
-        **_ENCODER,
-        "encoder.rotary_embeddings.inv_freq": _FREQUENCIES,
-        **{
-            f"encoder.layers.{{}}.{theirs}{part}": f"layers.{{}}.{ours}{part}"
-            for theirs, ours in _TE_LAYER.items()
-            for part in _PARTS
-        },
-    },
-    heads={
-        "lm_head.decoder.weight": "lm_head.weight",
-        "lm_head.decoder.bias": "lm_head.bias",
-        "lm_head.decoder.layer_norm_weight": "lm_head.layer_norm.weight",
-        "lm_head.decoder.layer_norm_bias": "lm_head.layer_norm.bias",
-        "lm_head.dense.weight": "lm_head.dense.weight",
-        "lm_head.dense.bias": "lm_head.dense.bias",
-    },
-    idle=r".*\._extra_state",
-)
-LAYOUTS = [_FAIR_ESM, _TRANSFORMERS, _NVIDIA]
 
 
 def read(state: State) -> Checkpoint | None:
@@ -136,7 +35,7 @@ def read(state: State) -> Checkpoint | None:
     _tie_lm_head(trunk)
     embed_dim, ffn_dim = _width(trunk, "embed_tokens.weight", 1), _width(trunk, "layers.0.fc1.weight", 0)
     heads = _heads(trunk, embed_dim)
-    if trunk.layout is _NVIDIA:
+    if trunk.layout is NVIDIA:
         _split_qkv(trunk, heads, embed_dim)
     shapes = _trunk_shapes(trunk, embed_dim, ffn_dim, rotary=rotary)
     trunk.check(shapes)
@@ -145,8 +44,8 @@ def read(state: State) -> Checkpoint | None:
     kept = [*shapes, *(lm_head if has_lm_head else ()), *(contact_head if has_contact_head else ())]
     tensors = {name: trunk.tensors[name] for name in kept}
     if rotary:
-        tensors[_FREQUENCIES] = _frequencies(trunk, embed_dim // heads)
-    elif has_lm_head and trunk.layout is _FAIR_ESM:
+        tensors[FREQUENCIES] = _frequencies(trunk, embed_dim // heads)
+    elif has_lm_head and trunk.layout is FAIR_ESM:
         # fair-esm does so when it loads such a file; its head and its embedding are one tensor.
         tensors["lm_head.weight"] = tensors["lm_head.weight"].index_fill(0, torch.tensor([MASK]), 0.0)
     token_dropout, eps = state.setting("token_dropout", bool), state.setting("layer_norm_eps", float)
@@ -181,10 +80,10 @@ def _is_rotary(trunk: Trunk) -> bool:
     if buffers or told:
         return told != "absolute"
     # Of the models under fair-esm's names, only those with learned positions have such a tensor.
-    if trunk.layout is _FAIR_ESM and "embed_positions.weight" in trunk.tensors:
+    if trunk.layout is FAIR_ESM and "embed_positions.weight" in trunk.tensors:
         return False
     # transformers leaves out of config.json what is as usual, and usual are learned positions.
-    if trunk.layout is _TRANSFORMERS and state.settings and "embed_positions.weight" in trunk.tensors:
+    if trunk.layout is TRANSFORMERS and state.settings and "embed_positions.weight" in trunk.tensors:
         return False
     raise state.error(
         "nothing tells whether positions are rotary (ESM-2) or learned (ESM-1b, ESM-1v); "
@@ -237,7 +136,7 @@ def _tie_lm_head(trunk: Trunk) -> None:
         if trunk.state.setting("tie_word_embeddings", bool) is not False and "lm_head.dense.weight" in trunk.tensors:
             trunk.tensors["lm_head.weight"] = embedding
     elif (
-        trunk.layout is _FAIR_ESM
+        trunk.layout is FAIR_ESM
         and not unusable(matrix, embedding.shape)
         and not torch.equal(matrix.float(), embedding.float())
     ):
@@ -258,10 +157,10 @@ def _width(trunk: Trunk, name: str, axis: int) -> int:
 def _heads(trunk: Trunk, embed_dim: int) -> int:
     """The number of attention heads, by all that tells of it: rotary frequencies, the contact head, the settings."""
     counts: dict[str, float] = {}
-    for name in (_FREQUENCIES, "contact_head.regression.weight"):
+    for name in (FREQUENCIES, "contact_head.regression.weight"):
         size = trunk.tensors[name].numel() if name in trunk.tensors else 0
         if size:
-            counts[trunk.name_of(name)] = embed_dim / (2 * size) if name == _FREQUENCIES else size / trunk.layers
+            counts[trunk.name_of(name)] = embed_dim / (2 * size) if name == FREQUENCIES else size / trunk.layers
     if (told := trunk.state.setting("num_attention_heads", int)) is not None:
         counts["num_attention_heads of its settings"] = told
     if not counts:
@@ -308,7 +207,7 @@ def _trunk_shapes(trunk: Trunk, embed_dim: int, ffn_dim: int, *, rotary: bool) -
     if before:
         modules["emb_layer_norm_before"] = (embed_dim,)
     for layer in range(trunk.layers):
-        for name in _LAYER:
+        for name in LAYER:
             modules[f"layers.{layer}.{name}"] = (embed_dim,) if name.endswith("norm") else (embed_dim, embed_dim)
         modules[f"layers.{layer}.fc1"] = (ffn_dim, embed_dim)
         modules[f"layers.{layer}.fc2"] = (embed_dim, ffn_dim)

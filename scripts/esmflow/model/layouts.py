@@ -35,6 +35,15 @@ _ADDED = [
 ]
 #: What may stand beside a trunk's modules and takes its output: heads for other tasks.
 _HEAD = re.compile(r"(\w+_)?(head|heads|classifier|decoder|regressor|pooler|score|outputs|projector)")
+_VOCABULARY = "vocab.txt"
+#: Where each JSON file of a tokenizer has tokens and their numbers.
+_TOKENS_IN: dict[str, list[tuple[str, ...]]] = {
+    "tokenizer.json": [("model", "vocab"), ("added_tokens",)],
+    "tokenizer_config.json": [("added_tokens_decoder",)],
+    "added_tokens.json": [()],
+}
+#: The files of a tokenizer of transformers that tell a model's alphabet.
+TOKENIZER_FILES = [_VOCABULARY, *_TOKENS_IN]
 
 log = logging.getLogger(__name__)
 
@@ -177,15 +186,11 @@ def check_vocabulary(state: State, tokens: Sequence[str]) -> None:
 def _vocabularies(directory: Path) -> dict[str, list[tuple[str, int]]]:
     """What each file of a tokenizer says: tokens and their numbers."""
     vocabularies = {}
-    text = directory / "vocab.txt"
+    text = directory / _VOCABULARY
     if text.is_file():
         lines = text.read_text(encoding="utf-8", errors="replace").splitlines()
         vocabularies[text.name] = [(token, number) for number, token in enumerate(lines)]
-    for name, ways in (
-        ("tokenizer.json", [("model", "vocab"), ("added_tokens",)]),
-        ("tokenizer_config.json", [("added_tokens_decoder",)]),
-        ("added_tokens.json", [()]),
-    ):
+    for name, ways in _TOKENS_IN.items():
         if (directory / name).is_file():
             content = read_object(directory / name)
             vocabularies[name] = [pair for way in ways for pair in _tokens(_within(content, way))]

@@ -6,9 +6,11 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy._core import multiarray
 from safetensors.torch import load_file
 
 from esmflow.errors import DataError
@@ -16,14 +18,28 @@ from esmflow.errors import DataError
 _Value = TypeVar("_Value", bool, int, float, str)
 
 #: The files of a directory that hold its weights, in the order in which transformers looks for them.
-_OF_DIRECTORY = [
+OF_DIRECTORY = [
     "model.safetensors",
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 ]
+#: What transformers keeps a model's settings in, beside its weights.
+SETTINGS = "config.json"
 #: Modules that wrappers put between a module and its parameters, wherever they wrap one.
 _WRAPPER = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+#: What checkpoints may hold besides tensors: arguments, and numbers of NumPy, such as a loss. None of it runs code.
+_SAFE: list[Any] = [
+    argparse.Namespace,
+    np.dtype,
+    np.ndarray,
+    *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")),
+    *(
+        (function, f"numpy.{core}.multiarray.{name}")
+        for core in ("core", "_core")
+        for name, function in (("scalar", multiarray.scalar), ("_reconstruct", multiarray._reconstruct))
+    ),
+]
 #: What some files begin with that are taken for weights, and what to do then.
 _NO_WEIGHTS = [
     (rb"\s*<", "is a web page, not weights; download the file again, past any page that asks for a login"),
@@ -40,7 +56,7 @@ class State:
     tensors: Mapping[str, torch.Tensor]
     """By the names that they have there, without what torch's wrappers put between."""
     settings: Mapping[str, object]
-    """What config.json beside the file says, or fair-esm's own arguments within it."""
+    """fair-esm's own arguments within the file, else what config.json beside it says."""
 
     def error(self, text: str) -> DataError:
         """An error about these weights."""
@@ -67,14 +83,14 @@ def weight_files(path: Path) -> list[Path]:
         raise DataError(f"{path}: no such weights file; put it there or correct 'weights' in the config")
     if not path.is_dir():
         return [path]
-    present = [path / name for name in _OF_DIRECTORY if (path / name).exists()]
+    present = [path / name for name in OF_DIRECTORY if (path / name).exists()]
     if not present:
         if (path / "adapter_config.json").exists():
             raise DataError(
                 f"{path}: holds an adapter without the model it adapts; "
                 "give this directory as 'adapter' and the model as 'weights'"
             )
-        raise DataError(f"{path}: holds none of {', '.join(_OF_DIRECTORY)}; give the path of its weights file")
+        raise DataError(f"{path}: holds none of {', '.join(OF_DIRECTORY)}; give the path of its weights file")
     if present[0].suffix != ".json":
         return present[:1]
     places = read_object(present[0]).get("weight_map")
@@ -104,8 +120,10 @@ def open_state(parts: list[Path]) -> State:
             raise DataError(f"{part}: {min(repeated)} is in another file, too; download the directory again")
         tensors |= of_part
         settings |= arguments
-    config = parts[0].with_name("config.json")
-    return State(parts[0], tensors, (read_object(config) if config.exists() else {}) | settings)
+    config = parts[0].with_name(SETTINGS)
+    if not settings and config.exists():
+        settings = read_object(config)
+    return State(parts[0], tensors, settings)
 
 
 def open_file(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, object]]:
@@ -152,7 +170,7 @@ def _content(path: Path) -> object:
         if magic[8:9] == b"{":
             return load_file(path)
         # A path with the suffix of the other format would be read as that.
-        with path.open("rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+        with path.open("rb") as file, torch.serialization.safe_globals(_SAFE):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # Of a damaged file, torch and safetensors raise nearly everything.
         reason = " ".join(str(error).split())

@@ -1,110 +1,214 @@
-"""LoRA adapters: the vectors equal those of the model into which PEFT itself has merged the adapter."""
+"""LoRA adapters: merged, they give the vectors of PEFT's merged model; what cannot be merged is refused by name."""
 
-from collections.abc import Mapping
+import json
+import shutil
+import warnings
 from pathlib import Path
 
-import numpy as np
 import pytest
+import reference
 import torch
-from esmflow.engine.engine import Engine
-from esmflow.errors import DataError
+import transformers
+from checkpoints import Vectors, assert_vectors, by_fair_esm, fair_esm_of, old_names, refusal, transformers_esm2
 from esmflow.model import weights
-from esmflow.model.fetch import fetch
-from esmflow.model.trunk import Esm
-from esmflow.representation import Output
+from esmflow.planned_model import Descriptor
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import EsmConfig, EsmModel, EsmTokenizer
+from safetensors.torch import load_file, save_file
 
-# PEFT asks transformers for what transformers is about to rename.
-pytestmark = pytest.mark.filterwarnings("ignore:.*:FutureWarning")
-
-SEQUENCES = ["MKTAYIAKQRQISFVKSHFSRQ", "MKV", "GWALPDRCENHM" * 12]
-SETTINGS: dict[str, Mapping[str, object]] = {
-    "queries and values": {"target_modules": ["query", "value"]},
-    "dense layers by suffix": {
-        "target_modules": ["key", "intermediate.dense", "output.dense"],
-        "r": 3,
-        "lora_alpha": 7,
+#: What PEFT names the task of a model with that head.
+TASKS = {
+    "SEQ_CLS": transformers.EsmForSequenceClassification,
+    "TOKEN_CLS": transformers.EsmForTokenClassification,
+    None: transformers.EsmModel,
+}
+CONFIGS: dict[str, dict[str, object]] = {
+    "queries and values": {"target_modules": ["query", "value"], "task_type": "SEQ_CLS"},
+    "every dense layer of a bare model": {"target_modules": "all-linear", "r": 3, "lora_alpha": 7},
+    "patterns": {
+        "target_modules": ["query", "key", "value", "dense"],
+        "rank_pattern": {"layer.1.attention.self.query": 2, r".*key": 6},
+        "alpha_pattern": {"value": 1, r"layer\.0\..*\.dense": 32},
+        "task_type": "TOKEN_CLS",
     },
-    "pattern": {"target_modules": r".*layer\.[01]\.attention\.self\.(query|key)"},
-    "ranks and alphas of their own": {
-        "target_modules": ["query", "value"],
-        "rank_pattern": {"layer.1.attention.self.query": 2},
-        "alpha_pattern": {"value": 1},
-    },
-    "rank-stabilised": {"target_modules": ["query", "key", "value"], "use_rslora": True},
+    "rsLoRA with biases": {"target_modules": ["query", "dense"], "use_rslora": True, "bias": "all"},
+    "biases of its layers": {"target_modules": ["query", "dense"], "bias": "lora_only"},
+    "a bias of its own": {"target_modules": ["key", "value"], "lora_bias": True},
+    "DoRA": {"target_modules": ["query", "intermediate.dense"], "use_dora": True, "task_type": "SEQ_CLS"},
+    "a pattern": {"target_modules": r".*layer\.[02]\..*(query|output\.dense)"},
+    "some layers": {"target_modules": ["query", "dense"], "layers_to_transform": [0, 2], "layers_pattern": "layer"},
+    "all but some": {"target_modules": ["query", "dense"], "exclude_modules": ["intermediate.dense"]},
+    "embeddings": {"target_modules": ["word_embeddings", "query"]},
+    "a norm saved whole": {"target_modules": ["query"], "modules_to_save": ["emb_layer_norm_after"]},
 }
 
 
-def base(directory: Path) -> EsmModel:
-    """A tiny ESM-2 as transformers saves it."""
-    torch.manual_seed(0)
-    config = EsmConfig(
-        vocab_size=33,
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=1026,
-        position_embedding_type="rotary",
-        token_dropout=True,
-        mask_token_id=32,
-        pad_token_id=1,
-        emb_layer_norm_before=False,
-    )
-    model = EsmModel(config, add_pooling_layer=False).eval()
-    for parameter in model.parameters():
-        parameter.data.normal_(0, 0.2)
-    model.save_pretrained(directory)
-    return EsmModel.from_pretrained(directory, add_pooling_layer=False).eval()
+def adapted(directory: Path, **settings: object) -> tuple[Path, Path, Vectors]:
+    """Weights, an adapter of random numbers as PEFT saves it, and what fair-esm makes of PEFT's merged model."""
+    base, adapter = directory / "base", directory / "adapter"
+    kind = TASKS[settings.get("task_type")]  # type: ignore[index]
+    transformers_esm2(kind).save_pretrained(base)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = get_peft_model(kind.from_pretrained(base), LoraConfig(**{"r": 4, "lora_alpha": 16} | settings))
+        torch.manual_seed(3)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.2)
+        model.save_pretrained(adapter)
+        merged = PeftModel.from_pretrained(kind.from_pretrained(base), adapter).merge_and_unload().eval()
+    trunk = {f"esm.{name}": tensor for name, tensor in merged.base_model.state_dict().items()}
+    return base, adapter, by_fair_esm(fair_esm_of(old_names(trunk, rounded=False)))
 
 
-def adapted(directory: Path, settings: Mapping[str, object]) -> None:
-    """Save a LoRA adapter of the base model, whose matrices are all other than zero."""
-    model = get_peft_model(base(directory / "base"), LoraConfig(**{"r": 4, "lora_alpha": 8} | dict(settings)))
-    for name, parameter in model.named_parameters():
-        if "lora_" in name:
-            parameter.data.normal_(0, 0.3)
-    model.save_pretrained(directory / "adapter")
+@pytest.mark.parametrize("config", CONFIGS)
+def test_an_adapter_gives_the_vectors_of_peft_s_merged_model(tmp_path: Path, config: str) -> None:
+    base, adapter, expected = adapted(tmp_path, **CONFIGS[config])
+    assert_vectors(base, expected, adapter)
+    with pytest.raises(AssertionError):
+        assert_vectors(base, expected)
 
 
-def peft_means(directory: Path) -> list[np.ndarray]:
-    """What the model has that PEFT itself merges: the mean of the last layer over the residues."""
-    whole = EsmModel.from_pretrained(directory / "base", add_pooling_layer=False)
-    merged = PeftModel.from_pretrained(whole, directory / "adapter").merge_and_unload().eval()
-    vocabulary = directory / "vocab.txt"
-    vocabulary.write_text(
-        "\n".join(["<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>", "<mask>"])
-    )
-    tokenizer = EsmTokenizer(str(vocabulary))
-    with torch.no_grad():
-        hidden = [merged(**tokenizer(sequence, return_tensors="pt")).last_hidden_state[0] for sequence in SEQUENCES]
-    return [states[1:-1].mean(0).numpy() for states in hidden]
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Vectors]:
+    return adapted(tmp_path_factory.mktemp("adapted"), target_modules=["query", "value"], task_type="SEQ_CLS")
 
 
-@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
-def test_the_vectors_are_those_of_the_model_that_peft_merges(tmp_path: Path, settings: Mapping[str, object]) -> None:
-    adapted(tmp_path, settings)
-    plain = fetch("tiny", str(tmp_path / "base"), tmp_path)
-    descriptor = fetch("tiny", str(tmp_path / "base"), tmp_path, adapter=tmp_path / "adapter")
-    assert descriptor.sha256 != plain.sha256
-    mean = Output(3, "mean")
-    engine = Engine(Esm(weights.load(descriptor), torch.device("cpu")))
-    vectors = engine.embed([sequence.encode() for sequence in SEQUENCES], [mean]).values[mean]
-    for vector, expected in zip(vectors, peft_means(tmp_path), strict=True):
-        assert np.linalg.norm(vector - expected) <= 1e-5 * np.linalg.norm(expected)
+@pytest.fixture
+def copied(plain: tuple[Path, Path, Vectors], tmp_path: Path) -> tuple[Path, Path, Vectors]:
+    """The weights, an adapter that may be changed, and its vectors."""
+    base, adapter, expected = plain
+    shutil.copytree(adapter, tmp_path / "adapter")
+    return base, tmp_path / "adapter", expected
 
 
-def test_an_adapter_that_changed_since_it_was_fetched_is_refused(tmp_path: Path) -> None:
-    adapted(tmp_path, {"target_modules": ["query"]})
-    descriptor = fetch("tiny", str(tmp_path / "base"), tmp_path, adapter=tmp_path / "adapter")
+def change_config(adapter: Path, **settings: object) -> None:
+    path = adapter / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def test_an_adapter_of_transformers_fits_the_same_weights_in_fair_esm_s_layout(
+    copied: tuple[Path, Path, Vectors], tmp_path: Path
+) -> None:
+    base, adapter, expected = copied
+    names = reference.hugging_face_names(3)
+    state = old_names(transformers.EsmForMaskedLM.from_pretrained(base).state_dict(), rounded=False)
+    trunk = {ours: state[name] for ours, name in names.items() if name in state and "lm_head" not in ours}
+    torch.save(trunk, tmp_path / "fair_esm.pt")
+    assert_vectors(tmp_path / "fair_esm.pt", expected, adapter)
+
+
+def test_an_adapter_in_a_pickle_and_in_16_bit_is_read(copied: tuple[Path, Path, Vectors]) -> None:
+    base, adapter, expected = copied
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    (adapter / "adapter_model.safetensors").unlink()
+    torch.save(tensors, adapter / "adapter_model.bin")
+    assert_vectors(base, expected, adapter)
+    halves = {name: tensor.half() for name, tensor in tensors.items()}
+    torch.save(halves, adapter / "adapter_model.bin")
+    weights.describe("m", base, adapter)
+
+
+def test_merged_weights_have_a_hash_of_their_own_that_tells_of_each_file(copied: tuple[Path, Path, Vectors]) -> None:
+    base, adapter, _ = copied
+    descriptor = weights.describe("m", base, adapter)
+    alone = weights.describe("m", base)
+    assert [Path(file).name for file in descriptor.adapter] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert descriptor.sha256 != alone.sha256
     weights.require_unchanged(descriptor)
-    adapted(tmp_path, {"target_modules": ["value"]})
-    with pytest.raises(DataError, match="weights have changed"):
+    change_config(adapter, lora_alpha=17)
+    assert weights.describe("m", base, adapter).sha256 != descriptor.sha256
+    with pytest.raises(weights.DataError, match="changed"):
+        weights.require_unchanged(descriptor)
+    (adapter / "adapter_model.safetensors").unlink()
+    with pytest.raises(weights.DataError, match=r"adapter_model\.safetensors"):
         weights.require_unchanged(descriptor)
 
 
-def test_a_directory_without_an_adapter_is_named(tmp_path: Path) -> None:
-    base(tmp_path / "base")
-    with pytest.raises(DataError, match=r"base: no adapter as PEFT saves it"):
-        fetch("tiny", str(tmp_path / "base"), tmp_path, adapter=tmp_path / "base")
+def test_a_descriptor_of_an_earlier_version_is_read(copied: tuple[Path, Path, Vectors], tmp_path: Path) -> None:
+    base, adapter, _ = copied
+    descriptor = weights.describe("m", base, adapter)
+    descriptor.save(tmp_path / "m.json")
+    assert Descriptor.load(tmp_path / "m.json") == descriptor
+    content = json.loads((tmp_path / "m.json").read_text())
+    del content["adapter"], content["architecture"]["norm_eps"]
+    (tmp_path / "m.json").write_text(json.dumps(content))
+    assert Descriptor.load(tmp_path / "m.json").adapter == []
+
+
+REFUSED: list[tuple[dict[str, object], str]] = [
+    ({"peft_type": "IA3"}, "IA3"),
+    ({"peft_type": None}, "None"),
+    ({"init_lora_weights": "pissa"}, "pissa"),
+    ({"layer_replication": [[0, 2]]}, "layer_replication"),
+    ({"new_kind_of_lora": True}, "new_kind_of_lora"),
+    ({"trainable_token_indices": [5]}, "trainable_token_indices"),
+    ({"r": 8}, "rank"),
+    ({"r": "4"}, "damaged"),
+    ({"rank_pattern": {"query": 2}}, "rank"),
+    ({"rank_pattern": {"(": 2}}, "pattern"),
+    ({"target_modules": ["query"]}, "value"),
+    ({"target_modules": ["query", "value", "key"]}, "key"),
+    ({"target_modules": "("}, "pattern"),
+    ({"use_dora": True}, "lora_magnitude_vector"),
+]
+
+
+@pytest.mark.parametrize(("settings", "reason"), REFUSED, ids=str)
+def test_a_config_that_does_not_fit_or_is_not_understood_is_refused(
+    copied: tuple[Path, Path, Vectors], settings: dict[str, object], reason: str
+) -> None:
+    base, adapter, _ = copied
+    change_config(adapter, **settings)
+    assert reason in refusal(base, adapter)
+
+
+QUERY = "base_model.model.esm.encoder.layer.1.attention.self.query"
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        (f"{QUERY}.lora_A.weight", None),
+        (f"{QUERY}.lora_A.weight", torch.ones(4, 40)),
+        (f"{QUERY}.lora_B.weight", torch.ones(48, 4, dtype=torch.int8)),
+        (f"{QUERY}.lora_B.weight", torch.full((48, 4), torch.nan)),
+        (f"{QUERY}.lora_C.weight", torch.ones(4, 48)),
+        (f"{QUERY}.weight", torch.ones(48, 47)),
+        ("base_model.model.esm.encoder.layer.7.attention.self.query.lora_A.weight", torch.ones(4, 48)),
+        ("base_model.model.esm.encoder.layer.1.attention.self.gate.lora_A.weight", torch.ones(4, 48)),
+        ("base_model.model.ema.encoder.layer.1.attention.self.query.lora_A.weight", torch.ones(4, 48)),
+    ],
+    ids=range(9),
+)
+def test_a_tensor_that_does_not_fit_or_is_not_understood_is_refused(
+    copied: tuple[Path, Path, Vectors], name: str, tensor: torch.Tensor | None
+) -> None:
+    base, adapter, _ = copied
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    if tensor is None:
+        del tensors[name]
+    else:
+        tensors[name] = tensor
+    save_file(tensors, adapter / "adapter_model.safetensors")
+    text = refusal(base, adapter)
+    assert "layer.1" in text or "layer.7" in text or "more than one" in text
+
+
+def test_an_adapter_of_adapterhub_and_an_empty_directory_are_refused(
+    plain: tuple[Path, Path, Vectors], tmp_path: Path
+) -> None:
+    assert "adapter_config.json" in refusal(plain[0], tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"config": {"architecture": "lora"}}')
+    (tmp_path / "pytorch_adapter.bin").write_bytes(b"")
+    assert "AdapterHub" in refusal(plain[0], tmp_path)
+    assert "absent" in refusal(plain[0], tmp_path / "absent")
+
+
+def test_a_head_that_an_adapter_brings_is_named_in_the_log(
+    plain: tuple[Path, Path, Vectors], caplog: pytest.LogCaptureFixture
+) -> None:
+    base, adapter, _ = plain
+    with caplog.at_level("INFO"):
+        weights.describe("m", base, adapter)
+    assert "classifier.dense" in caplog.text

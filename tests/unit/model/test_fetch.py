@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -45,6 +46,8 @@ class Server:
     """Answer a Range with 206, rather than with all of the file."""
     compress: bool = False
     """Compress the reply for a client that says that it takes gzip, as some proxies do."""
+    etag: str = ""
+    """Tells this version of the file."""
     between: Callable[[], object] | None = None
     """Called once, amid the first reply."""
     asked: list[str | None] = field(default_factory=list)
@@ -75,6 +78,8 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
                     body = gzip.compress(body, 1)
                     self.send_header("Content-Encoding", "gzip")
             self.send_header("Content-Length", str(len(body)))
+            if server.etag:
+                self.send_header("ETag", server.etag)
             self.end_headers()
             body = body[: server.cut_after]
             if call := server.between:
@@ -159,6 +164,83 @@ def test_a_download_that_is_cut_again_and_again_comes_to_its_end(tmp_path: Path,
             break
     fetch(NAME, "fair-esm", tmp_path, url=server.url)
     assert (tmp_path / FILE).read_bytes() == server.content
+
+
+def test_a_file_that_was_replaced_after_a_cut_is_downloaded_anew(tmp_path: Path, server: Server) -> None:
+    server.etag, server.cut_after = '"1"', 5 << 19
+    with pytest.raises(DataError, match=FILE):
+        fetch(NAME, "fair-esm", tmp_path, url=server.url)
+    assert len(list(tmp_path.iterdir())) == 1
+    reference.tiny_esm2(tmp_path / "other.pt", layers=4, embed_dim=160, heads=4, seed=1)
+    server.content, server.etag, server.cut_after = (tmp_path / "other.pt").read_bytes(), '"2"', None
+    (tmp_path / "other.pt").unlink()
+    fetch(NAME, "fair-esm", tmp_path, url=server.url)
+    assert server.asked[0] is None
+    assert server.asked[1] != server.asked[2] is None
+    assert (tmp_path / FILE).read_bytes() == server.content
+    assert list(tmp_path.iterdir()) == [tmp_path / FILE]
+
+
+@pytest.mark.parametrize("gone_on", [True, False])
+def test_a_file_that_stayed_the_same_goes_on_after_a_cut_and_an_error(
+    tmp_path: Path, server: Server, gone_on: bool
+) -> None:
+    server.etag, server.cut_after = '"1"', 5 << 19
+    with pytest.raises(DataError):
+        fetch(NAME, "fair-esm", tmp_path, url=server.url)
+    [part] = tmp_path.iterdir()
+    have = part.stat().st_size
+    if gone_on:
+        content, server.content = server.content, b"<!DOCTYPE html>\n<html>Log in</html>"
+        server.ranges = False
+        with pytest.raises(DataError, match="web page"):
+            fetch(NAME, "fair-esm", tmp_path, url=server.url)
+        server.content, server.ranges = content, True
+    server.cut_after = None
+    fetch(NAME, "fair-esm", tmp_path, url=server.url)
+    assert server.asked[-1] == f"bytes={have}-"
+    assert (tmp_path / FILE).read_bytes() == server.content
+
+
+def test_a_page_of_the_network_is_not_kept_as_weights(tmp_path: Path, server: Server) -> None:
+    content, server.content = server.content, b"\n<html>Log in</html>"
+    with pytest.raises(DataError, match="web page") as caught:
+        fetch(NAME, "fair-esm", tmp_path, url=server.url)
+    assert str(tmp_path / FILE) in one_line(caught.value)
+    assert list(tmp_path.iterdir()) == []
+    server.content = content
+    fetch(NAME, "fair-esm", tmp_path, url=server.url)
+
+
+@pytest.fixture
+def wheel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A wheel with two models of the same last name, on an index of its own."""
+    index = tmp_path / "index"
+    index.mkdir()
+    with zipfile.ZipFile(index / "twomodels-1.0-py3-none-any.whl", "w") as file:
+        for seed, name in enumerate(("a", "b")):
+            reference.tiny_esm2(tmp_path / "tiny.pt", seed=seed)
+            file.write(tmp_path / "tiny.pt", f"twomodels/{name}/weights.pt")
+        file.writestr("twomodels-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: twomodels\nVersion: 1.0\n")
+        file.writestr("twomodels-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        file.writestr("twomodels-1.0.dist-info/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    return "wheel:twomodels==1.0/twomodels"
+
+
+def test_two_members_of_a_wheel_with_the_same_last_name_are_two_models(tmp_path: Path, wheel: str) -> None:
+    a, b = (fetch("m", f"{wheel}/{name}/weights.pt", tmp_path / "weights") for name in "ab")
+    assert a.sha256 != b.sha256
+    assert a.files != b.files
+
+
+def test_a_member_under_its_earlier_name_is_taken_if_it_is_the_one(tmp_path: Path, wheel: str) -> None:
+    new = fetch("m", f"{wheel}/a/weights.pt", tmp_path / "weights")
+    [file] = new.files
+    earlier = Path(file).rename(tmp_path / "weights" / "twomodels==1.0-weights.pt")
+    assert fetch("m", f"{wheel}/a/weights.pt", tmp_path / "weights", sha256=new.sha256).files == [str(earlier)]
+    assert fetch("m", f"{wheel}/b/weights.pt", tmp_path / "weights").sha256 != new.sha256
 
 
 @pytest.mark.parametrize("left", [b"", b"old and short", b"x" * (5 << 20)])

@@ -177,6 +177,13 @@ WRAPPERS: dict[str, Callable[[State], object]] = {
         "model_state_dict": state,
         "optimizer_state_dict": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
     },
+    "figures of NumPy": lambda state: {
+        "model": state,
+        "best_auc": np.float64(0.9),
+        "steps": np.int64(3),
+        "losses": np.ones(3, np.float32),
+    },
+    "nested": lambda state: {"checkpoint": {"model": {"net": state}}},
     "deepspeed": lambda state: {"module": state, "ds_version": "0.17"},
     "averaged": lambda state: (
         {f"module.{name}": tensor for name, tensor in state.items()} | {"n_averaged": torch.tensor(3)}
