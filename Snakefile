@@ -16,6 +16,7 @@ include: "rules/plan.smk"
 include: "rules/embed.smk"
 include: "rules/features.smk"
 include: "rules/exports.smk"
+include: "rules/refused.smk"
 include: "rules/report.smk"
 
 
@@ -28,4 +29,5 @@ rule all:
     input:
         tables,
         exports,
-        expand(STATUS, sample=SAMPLES),
+        statuses,
+        refusals,

@@ -44,6 +44,17 @@ def tables(wildcards):
     return [str(table_path(TableName.parse(name), in_parts=name in plan.in_parts)) for name in plan.tables]
 
 
+def statuses(wildcards):
+    """The status files of all samples that were not refused."""
+    refused = read_plan().refused
+    return [str(RESULTS.status(sample)) for sample in SAMPLES if sample not in refused]
+
+
+def refusals(wildcards):
+    """What is never made, so that a run with samples that were refused fails, after all else is made."""
+    return [str(RESULTS.refused)] if read_plan().refused else []
+
+
 def table_path(name, in_parts):
     """Where a table of the plan lies."""
     representation = name.file_stem.rpartition(".")[2]
@@ -54,8 +65,8 @@ def table_path(name, in_parts):
 
 def table_receipts(wildcards):
     """The receipts of the jobs that a feature table or a residue file needs."""
-    name = TableName(wildcards.sample, wildcards.model, wildcards.output)
-    return expand(RECEIPT, job=read_plan().tables[str(name)])
+    plan, name = read_plan(), TableName(wildcards.sample, wildcards.model, wildcards.output)
+    return [] if name.sample in plan.refused else expand(RECEIPT, job=plan.tables[str(name)])
 
 
 def sample_receipts(wildcards):

@@ -23,4 +23,4 @@ rule ingest:
     shell:
         'python "$ESMFLOW"/ingest.py'
         " --log {log:q} --sample {wildcards.sample:q} --catalog {output.catalog:q}"
-        " --sequences {output.sequences:q} --invalid {params.invalid:q} --kind {params.kinds:q} -- {input:q}"
+        " --sequences {output.sequences:q} --invalid {params.invalid:q} --refuse --kind {params.kinds:q} -- {input:q}"

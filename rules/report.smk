@@ -5,7 +5,7 @@ localrules:
 rule report:
     input:
         tables,
-        expand(STATUS, sample=SAMPLES),
+        statuses,
         samples=config["samples"],
     output:
         report(str(RESULTS.report), category="report", labels={"page": "report"}),

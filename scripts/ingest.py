@@ -8,8 +8,8 @@ from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
-from esmflow.errors import ConfigError
-from esmflow.inputs.catalog import ingest
+from esmflow.errors import ConfigError, DataError
+from esmflow.inputs.catalog import ingest, refuse
 from esmflow.inputs.samples import KINDS, PRESUMED, Fasta
 
 
@@ -20,6 +20,16 @@ def fastas(options: Namespace) -> list[Fasta]:
             f"--kind: {len(kinds)} kinds for {len(options.fastas)} files; give one for each, or one for all"
         )
     return [Fasta(path, kind) for path, kind in zip(options.fastas, kinds, strict=True)]
+
+
+def main(options: Namespace) -> None:
+    outputs = options.catalog, options.sequences
+    try:
+        ingest(options.sample, fastas(options), *outputs, fail_on_invalid=options.invalid == "fail")
+    except DataError as error:
+        if not options.refuse:
+            raise
+        refuse(error, *outputs)
 
 
 if __name__ == "__main__":
@@ -36,13 +46,7 @@ if __name__ == "__main__":
     arguments.add_argument("--catalog", type=Path, required=True)
     arguments.add_argument("--sequences", type=Path, required=True)
     arguments.add_argument("--invalid", choices=["skip", "fail"], default="skip")
-    command.run(
-        lambda options: ingest(
-            options.sample,
-            fastas(options),
-            options.catalog,
-            options.sequences,
-            fail_on_invalid=options.invalid == "fail",
-        ),
-        arguments,
+    arguments.add_argument(
+        "--refuse", action="store_true", help="if a file cannot be used, write that to the outputs and end with 0"
     )
+    command.run(main, arguments)

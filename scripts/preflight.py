@@ -15,6 +15,8 @@ from esmflow.run_plan import RunPlan
 def main(options: Namespace) -> None:
     plan = RunPlan.load(Results(options.results).plan)
     print(text(plan.preflight, options.store, options.results))
+    for line in plan.refused.values():
+        print(f"left out: {line}")
     print("Only the plan was made; nothing was embedded. The same command without 'preflight' does it.")
 
 

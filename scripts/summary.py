@@ -1,4 +1,4 @@
-"""Print what became of each sample's records, and where its tables are.
+"""Print what became of each sample's records, and where its tables are; or why the sample was refused.
 
 In: the directory of results. Out: a few lines on standard output.
 """
@@ -11,16 +11,19 @@ from pathlib import Path
 from esmflow import command
 from esmflow.errors import ConfigError
 from esmflow.results import Results
+from esmflow.run_plan import RunPlan
 
 
 def main(options: Namespace) -> None:
     results = Results(options.results)
+    refused = RunPlan.load(results.plan).refused if results.plan.exists() else {}
     samples = results.samples_with_status()
-    if not samples:
+    if not samples and not refused:
         raise ConfigError(
             f"{options.results}: has no status files; give the directory that 'results' names, after a run"
         )
-    for sample in samples:
+    # What lies there of a refused sample is of an earlier run.
+    for sample in [sample for sample in samples if sample not in refused]:
         with results.status(sample).open(encoding="utf-8", newline="") as file:
             reasons = Counter(row["reason"] for row in csv.DictReader(file, delimiter="\t"))
         records, embedded = reasons.total(), reasons.pop("", 0)
@@ -29,6 +32,8 @@ def main(options: Namespace) -> None:
             print(f"    {count:,} {reason}")
         for table in results.tables(sample):
             print(f"    {table}")
+    for line in refused.values():
+        print(f"left out: {line}")
 
 
 if __name__ == "__main__":

@@ -115,6 +115,11 @@ class Results:
         return self.root / "exports" / sample / model
 
     @property
+    def refused(self) -> Path:
+        """What a run with samples that were refused asks for last. It is never made."""
+        return self.root / "refused"
+
+    @property
     def report(self) -> Path:
         """The page on the run."""
         return self.root / "report" / "index.html"

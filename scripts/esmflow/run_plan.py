@@ -1,6 +1,6 @@
 """The plan of a run, as `plan.json` tells it to the rules and to those who watch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from esmflow import files
@@ -52,6 +52,8 @@ class RunPlan:
     """The jobs whose receipts each table or residue file needs; a table is named `sample/model/layer6.mean`."""
     in_parts: list[str]
     """The tables that are so large that they are to be written in parts."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """The samples that are left out, since a file of theirs cannot be used: why, in a line for each."""
 
     def save(self, path: Path) -> None:
         """Write the plan as JSON, in one atomic step."""

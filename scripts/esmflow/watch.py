@@ -49,6 +49,8 @@ class RunView:
     """What is known of a run."""
 
     jobs: list[JobView]
+    refused: dict[str, str]
+    """The samples that are left out, and why."""
 
     @property
     def states(self) -> dict[str, int]:
@@ -81,8 +83,9 @@ class RunView:
 
     def summary(self) -> str:
         """One line."""
+        left_out = [f"{len(self.refused):,} samples left out"] if self.refused else []
         if not self.jobs:
-            return "nothing is to be embedded"
+            return ", ".join(["nothing is to be embedded", *left_out])
         left = self.seconds_left
         return ", ".join(
             [
@@ -90,6 +93,7 @@ class RunView:
                 *(f"{count:,} {state}" for state, count in self.states.items()),
                 *([f"{self.residues_per_second:,.0f} residues/s"] if any(job.live for job in self.jobs) else []),
                 *([f"{duration(left)} left"] if left is not None and not self.done else []),
+                *left_out,
             ]
         )
 
@@ -101,6 +105,7 @@ class RunView:
             "residues_per_second": self.residues_per_second,
             "seconds_left": self.seconds_left,
             "jobs": [asdict(job) for job in self.jobs],
+            "refused": self.refused,
         }
 
     def table(self) -> Table:
@@ -138,7 +143,8 @@ def look(results: Results, now: float) -> RunView | None:
     except FileNotFoundError:
         return None
     planned = results.plan.stat().st_mtime
-    return RunView([_job(results, name, forecast, planned, now) for name, forecast in plan.jobs.items()])
+    jobs = [_job(results, name, forecast, planned, now) for name, forecast in plan.jobs.items()]
+    return RunView(jobs, plan.refused)
 
 
 def _job(results: Results, name: str, forecast: JobForecast, planned: float, now: float) -> JobView:

@@ -219,7 +219,8 @@ class Config(_Part):
     workers: Workers = Workers()
     tables: Tables = Tables()
     invalid: Literal["skip", "fail"] = _key(
-        "records that are no proteins: `skip` them with a reason, or `fail` at once and list the first 20",
+        "records that are no proteins: `skip` them with a reason, or `fail` the sample and list the first 20 in the "
+        "log of its `ingest`",
         example="fail",
         change="reads the FASTA files again",
         default="skip",

@@ -13,6 +13,7 @@ from esmflow.errors import DataError
 from esmflow.inputs import fasta
 from esmflow.inputs.samples import PRESUMED, Fasta
 from esmflow.progress import Progress
+from esmflow.refusal import refusal, with_refusal
 
 CATALOG = pa.schema(
     [
@@ -71,9 +72,24 @@ def ingest(sample: str, fastas: Iterable[Fasta], catalog: Path, sequences: Path,
     `catalog` gets one row per record, in file order: status is `valid`, or `skipped` with a reason; length is in
     residues after cleaning (0 if skipped). `sequences` gets (key, length, residues) of each valid record.
 
-    Raises DataError if a file is no FASTA or is damaged, or holds nucleotides where proteins are due, or, with
-    `fail_on_invalid`, if any record is invalid.
+    Raises DataError, which names the sample, if a file is no FASTA, is damaged or cannot be read, or holds nucleotides
+    where proteins are due, or, with `fail_on_invalid`, if any record is invalid.
     """
+    try:
+        _ingest(sample, fastas, catalog, sequences, fail_on_invalid=fail_on_invalid)
+    except DataError as error:
+        raise DataError(f"sample {sample}: {error}") from error
+
+
+def refuse(error: DataError, catalog: Path, sequences: Path) -> None:
+    """Write a catalog and a file of sequences without rows that tell why the sample cannot be used."""
+    for path, schema in ((catalog, CATALOG), (sequences, SEQUENCES)):
+        with files.atomic(path) as temporary:
+            pq.write_table(with_refusal(schema, str(error)).empty_table(), temporary)
+    log.warning("left out: %s", error)
+
+
+def _ingest(sample: str, fastas: Iterable[Fasta], catalog: Path, sequences: Path, *, fail_on_invalid: bool) -> None:
     invalid: list[str] = []
     records = skipped = residues = buffered = 0
     progress = Progress(log)
@@ -114,8 +130,8 @@ def ingest(sample: str, fastas: Iterable[Fasta], catalog: Path, sequences: Path,
             for text in invalid:
                 log.error("%s", text)
             raise DataError(
-                f"sample {sample}: {skipped:,} of {records:,} records are invalid (the first {len(invalid)} are listed "
-                "above); mend the FASTA or set 'invalid: skip'"
+                f"{skipped:,} of {records:,} records are invalid, the first is {invalid[0]} (the log of ingest lists "
+                f"{len(invalid)}); mend the FASTA or set 'invalid: skip'"
             )
         for table in tables:
             table.flush()
@@ -128,6 +144,8 @@ def keys_of(catalog: Path, identifier: str) -> list[tuple[bytes, int]]:
         table = pq.read_table(catalog, columns=["key", "length", "reason"], filters=[("id", "=", identifier)])
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{catalog}: cannot be read as a catalog; give results/catalog/SAMPLE.parquet") from error
+    if line := refusal(catalog):
+        raise DataError(line)
     rows = table.to_pylist()
     if not rows:
         raise DataError(f"{catalog}: no record is called {identifier!r}")

@@ -16,6 +16,7 @@ from esmflow.plan.shards import cut
 from esmflow.plan.sizes import Sizes
 from esmflow.planned_model import PlannedModel
 from esmflow.receipt import Receipt
+from esmflow.refusal import refusal
 from esmflow.representation import Output
 from esmflow.results import Results, TableName
 from esmflow.run_plan import RunPlan
@@ -38,6 +39,7 @@ def plan(models: Sequence[PlannedModel], samples: Sequence[str], results: Result
 
     For each feature table the plan lists the jobs whose receipts it needs: those of this plan, and those of earlier
     ones that have a receipt, so that a table that gains nothing keeps its inputs. Names are derived from content.
+    Samples that were refused have no tables; the plan lists them.
     Raises ConfigError for a layer or length that a model does not have; DataError for a damaged receipt; WriteError or
     DeviceError if it is sure that what is planned does not fit on the disks or into memory.
     """
@@ -48,11 +50,14 @@ def plan(models: Sequence[PlannedModel], samples: Sequence[str], results: Result
         model.name: estimate.rate(receipts.values(), model.name, model.spec.precision, sizes.gpus_per_job)
         for model in models
     }
+    refused = {sample: line for sample in samples if (line := refusal(results.sequences(sample)))}
+    for line in refused.values():
+        log.warning("left out: %s", line)
     with files.atomic_directory(results.plan_directory) as directory:
         with database.connect(directory / "plan") as connection:
             work_list = WorkList(connection, {sample: results.sequences(sample) for sample in samples})
             jobs = _jobs(work_list, models, store, results, directory, sizes)
-            tables = list(_tables(work_list, models, samples))
+            tables = list(_tables(work_list, models, [sample for sample in samples if sample not in refused]))
             longest = work_list.longest
         forecasts = {job.name: preflight.forecast(job, rates, longest, sizes) for job in jobs}
         summary = preflight.sum_up(jobs, list(forecasts.values()), rates, sizes, _new_bytes(tables, jobs, results))
@@ -62,7 +67,7 @@ def plan(models: Sequence[PlannedModel], samples: Sequence[str], results: Result
             job.save(directory / "jobs" / results.job(job.name).name)
         _delete_receipts(receipts, jobs, results)
         in_parts = [str(table.name) for table in tables if not table.ragged and table.size > sizes.part_bytes]
-        run_plan = RunPlan(summary, forecasts, _needs(tables, jobs, receipts), sorted(in_parts))
+        run_plan = RunPlan(summary, forecasts, _needs(tables, jobs, receipts), sorted(in_parts), refused)
         run_plan.save(directory / results.plan.name)
     log.info("%d shards in %d jobs", sum(len(job.shards) for job in jobs), len(jobs))
 

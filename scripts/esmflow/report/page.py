@@ -80,6 +80,9 @@ def write_report(
 ) -> None:
     """Write the page. config: what the user configured, to be shown as it is."""
     plan = RunPlan.load(results.plan)
+    for line in plan.refused.values():
+        log.warning("left out: %s", line)
+    samples = [sample for sample in samples if sample not in plan.refused]
     outcomes = [read_status(results.status(sample), sample) for sample in samples]
     receipts = [Receipt.load(results.receipt(name)) for name in sorted(set().union(*plan.tables.values()))]
     receipts.sort(key=lambda receipt: -receipt.figures.seconds)
@@ -94,6 +97,7 @@ def write_report(
     text = environment.get_template("report.html").render(
         made=datetime.now(UTC).isoformat(" ", "minutes").removesuffix("+00:00"),
         samples=outcomes,
+        refused=plan.refused,
         receipts=receipts[:_JOBS],
         jobs=len(receipts),
         models=models,

@@ -8,8 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from esmflow import database
-from esmflow.errors import IncompleteError
+from esmflow.errors import DataError, IncompleteError
 from esmflow.planned_model import PlannedModel
+from esmflow.refusal import refusal
 from esmflow.representation import Output
 from esmflow.store.seal import damaged, open_file, reading
 from esmflow.store.store import Store, StoreFile
@@ -35,8 +36,11 @@ class LocatedRecords:
     ) -> None:
         """Join catalog and store, in a table of the connection.
 
-        Raises IncompleteError unless records = embedded + skipped, DataError if the store is damaged.
+        Raises IncompleteError unless records = embedded + skipped, DataError if the sample was refused or the store is
+        damaged.
         """
+        if line := refusal(catalog):
+            raise DataError(line)
         self._connection, self._model, self._output = connection, model, output
         self._files: list[StoreFile] = []
         self._find_places(catalog, store)

@@ -1,0 +1,18 @@
+# One job for all samples that were refused, so that the run tells of each of them.
+rule refused:
+    input:
+        tables,
+        exports,
+        statuses,
+    output:
+        str(RESULTS.refused),
+    log:
+        "logs/refused/refused.log",
+    retries: 0
+    localrule: True
+    conda:
+        "../envs/cpu.yaml"
+    params:
+        results=lambda wildcards, output: str(Path(output[0]).parent),
+    shell:
+        'python "$ESMFLOW"/refused.py --log {log:q} --results {params.results:q}'
