@@ -33,7 +33,7 @@ if not workflow.deployment_settings.deployment_method:
 # Only a job that was submitted has a time limit, which the worker must know.
 if workflow.remote_exec:
     environment += " IN_ALLOCATION=yes"
-shell.prefix(f"{environment}; ")
+shell.prefix(environment.replace("{", "{{").replace("}", "}}") + "; ")
 
 # Files of fewer bytes are told apart by their content, as Snakemake does for those that are newer.
 SMALL = 1_000_000

@@ -19,11 +19,11 @@ rule embed:
         processes=config["workers"]["processes"],
     params:
         numerics=NUMERICS_VERSION,
-        store=STORE,
+        store=store,
         heartbeats=str(RESULTS.heartbeats),
     shell:
         'python "$ESMFLOW"/embed.py'
-        " --log {log:q} --job {input:q} --store {params.store:q} --receipt {output:q}"
-        " --heartbeats {params.heartbeats:q} ${{IN_ALLOCATION:+--time-limit {resources.runtime}}}"
+        " --log {log:q} --job={input:q} --store={params.store:q} --receipt={output:q}"
+        " --heartbeats={params.heartbeats:q} ${{IN_ALLOCATION:+--time-limit {resources.runtime}}}"
         " --threads {threads} --processes {resources.processes} --tokens-per-pack {resources.tokens_per_pack}"
         " --attention {resources.attention}"

@@ -26,12 +26,12 @@ for export_name, export in EXPORTS.items():
                 "../envs/cpu.yaml"
             params:
                 format=export_name,
-                sequences=lambda wildcards, input: ["--sequences", input.sequences] if input.sequences else [],
+                sequences=lambda wildcards, input: [f"--sequences={input.sequences}"] if input.sequences else [],
                 spec=table_spec if layout.of_one_output else held_spec(layout),
                 numerics=NUMERICS_VERSION,
-                store=STORE,
+                store=store,
             shell:
                 'python "$ESMFLOW"/export.py'
-                " --log {log:q} --format {params.format} --catalog {input.catalog:q} {params.sequences:q}"
-                " --model {wildcards.model:q} --spec {params.spec:q} --descriptor {input.descriptor:q}"
-                " --store {params.store:q} -- {output:q}"
+                " --log {log:q} --format {params.format} --catalog={input.catalog:q} {params.sequences:q}"
+                " --model {wildcards.model:q} --spec {params.spec:q} --descriptor={input.descriptor:q}"
+                " --store={params.store:q} -- {output:q}"

@@ -22,13 +22,13 @@ rule features:
     params:
         spec=table_spec,
         numerics=NUMERICS_VERSION,
-        store=STORE,
+        store=store,
         parts=[],
     shell:
         'python "$ESMFLOW"/features.py'
-        " --log {log:q} --catalog {input.catalog:q} --model {wildcards.model:q}"
-        " --spec {params.spec:q} --descriptor {input.descriptor:q}"
-        " --store {params.store:q} --table {output:q} {params.parts:q}"
+        " --log {log:q} --catalog={input.catalog:q} --model {wildcards.model:q}"
+        " --spec {params.spec:q} --descriptor={input.descriptor:q}"
+        " --store={params.store:q} --table={output:q} {params.parts:q}"
 
 
 use rule features as features_in_parts with:
@@ -59,12 +59,12 @@ rule residues:
     params:
         spec=table_spec,
         numerics=NUMERICS_VERSION,
-        store=STORE,
+        store=store,
     shell:
         'python "$ESMFLOW"/residues.py'
-        " --log {log:q} --catalog {input.catalog:q} --model {wildcards.model:q}"
-        " --spec {params.spec:q} --descriptor {input.descriptor:q}"
-        " --store {params.store:q} --file {output:q}"
+        " --log {log:q} --catalog={input.catalog:q} --model {wildcards.model:q}"
+        " --spec {params.spec:q} --descriptor={input.descriptor:q}"
+        " --store={params.store:q} --file={output:q}"
 
 
 rule status:
@@ -85,8 +85,8 @@ rule status:
         models=json.dumps({model: numeric_config(model) for model in MODELS}),
         numerics=NUMERICS_VERSION,
         results=lambda wildcards, output: str(Path(output[0]).parents[1]),
-        store=STORE,
+        store=store,
     shell:
         'python "$ESMFLOW"/status.py'
-        " --log {log:q} --results {params.results:q} --sample {wildcards.sample:q} --models {params.models:q}"
-        " --store {params.store:q}"
+        " --log {log:q} --results={params.results:q} --sample {wildcards.sample:q} --models {params.models:q}"
+        " --store={params.store:q}"

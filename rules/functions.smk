@@ -12,13 +12,40 @@ def numeric_config(model):
 
 
 def stamps(paths):
-    """What tells of each file that users bring, or of those in a directory, that it is another: newer or older."""
+    """The stamp of each file that users bring, or of those in a directory."""
     files = [part for path in map(Path, paths) for part in (sorted(path.iterdir()) if path.is_dir() else [path])]
-    return [
-        sha256(file) if file.stat().st_size < SMALL else (file.stat().st_size, file.stat().st_mtime_ns)
-        for file in files
-        if file.is_file()
-    ]
+    return [stamp(file) for file in files if file.is_file()]
+
+
+def stamp(file):
+    """What tells of a file that it is another, newer or older; None if it cannot be read."""
+    try:
+        with file.open("rb"):
+            status = file.stat()
+            return sha256(file) if status.st_size < SMALL else (status.st_size, status.st_mtime_ns)
+    except OSError:
+        return None
+
+
+def inputs(paths):
+    """The files that can be inputs: Snakemake takes what is in braces for a wildcard, and ends if one cannot be read."""
+    return [path for path in map(str, paths) if not re.search("[{}]", path) and None not in stamps([path])]
+
+
+# As params these are functions, since Snakemake looks for wildcards in a text.
+def store(wildcards):
+    """The directory of the store."""
+    return STORE
+
+
+def samples(wildcards):
+    """The sample sheet."""
+    return config["samples"]
+
+
+def fastas(wildcards):
+    """The FASTA files of a sample."""
+    return [str(file.path) for file in SAMPLES[wildcards.sample]]
 
 
 @functools.lru_cache(maxsize=1)
@@ -84,7 +111,7 @@ def table_spec(wildcards):
 
 
 def local_weights(wildcards):
-    """The weights and the adapter as input files, where they are the user's own."""
+    """The weights and the adapter, where they are the user's own."""
     weights, adapter = (MODELS[wildcards.model].get(key) for key in ("weights", "adapter"))
     return ([weights] if is_path(weights) else []) + ([adapter] if adapter else [])
 
@@ -92,7 +119,7 @@ def local_weights(wildcards):
 def adapter_option(wildcards):
     """The option that merges an adapter into the weights, where the config has one."""
     adapter = MODELS[wildcards.model].get("adapter")
-    return ["--adapter", adapter] if adapter else []
+    return [f"--adapter={adapter}"] if adapter else []
 
 
 def expected_checksum(wildcards):
@@ -109,7 +136,7 @@ def wants_contacts(wildcards):
 def quarantine(wildcards):
     """What the store has lost to damage: more of it since the last plan is a reason to plan again."""
     directory = Path(STORE, "quarantine")
-    return [str(directory)] if directory.exists() else []
+    return [str(directory)] if directory.exists() and not re.search("[{}]", STORE) else []
 
 
 def planned(wildcards):

@@ -4,7 +4,7 @@ localrules:
 
 rule ingest:
     input:
-        lambda wildcards: [file.path for file in SAMPLES[wildcards.sample]],
+        lambda wildcards: inputs(fastas(wildcards)),
     output:
         catalog=CATALOG,
         sequences=SEQUENCES,
@@ -18,9 +18,10 @@ rule ingest:
     params:
         invalid=config["invalid"],
         cleaning=CLEANING_VERSION,
-        stamps=lambda wildcards: stamps(file.path for file in SAMPLES[wildcards.sample]),
+        fastas=fastas,
+        stamps=lambda wildcards: stamps(fastas(wildcards)),
         kinds=lambda wildcards: [file.kind for file in SAMPLES[wildcards.sample]],
     shell:
         'python "$ESMFLOW"/ingest.py'
-        " --log {log:q} --sample {wildcards.sample:q} --catalog {output.catalog:q}"
-        " --sequences {output.sequences:q} --invalid {params.invalid:q} --refuse --kind {params.kinds:q} -- {input:q}"
+        " --log {log:q} --sample {wildcards.sample:q} --catalog={output.catalog:q}"
+        " --sequences={output.sequences:q} --invalid {params.invalid:q} --refuse --kind {params.kinds:q} -- {params.fastas:q}"

@@ -4,7 +4,7 @@ localrules:
 
 rule fetch_model:
     input:
-        local_weights,
+        lambda wildcards: inputs(local_weights(wildcards)),
     output:
         DESCRIPTOR,
     log:
@@ -18,9 +18,9 @@ rule fetch_model:
         checksum=expected_checksum,
         adapter=adapter_option,
         contacts=wants_contacts,
-        stamps=lambda wildcards, input: stamps(input),
-        directory=f"{STORE}/weights",
+        stamps=lambda wildcards: stamps(local_weights(wildcards)),
+        directory=lambda wildcards: str(Path(STORE, "weights")),
     shell:
         'python "$ESMFLOW"/fetch_model.py'
-        " --log {log:q} --model {wildcards.model:q} --weights {params.weights:q}"
-        " {params.checksum:q} {params.adapter:q} {params.contacts:q} --directory {params.directory:q} --descriptor {output:q}"
+        " --log {log:q} --model {wildcards.model:q} --weights={params.weights:q}"
+        " {params.checksum:q} {params.adapter:q} {params.contacts:q} --directory={params.directory:q} --descriptor={output:q}"

@@ -8,7 +8,7 @@ checkpoint plan:
         expand(SEQUENCES, sample=SAMPLES),
         expand(DESCRIPTOR, model=MODELS),
         quarantine,
-        samples=config["samples"],
+        inputs([config["samples"]]),
     output:
         directory=directory(PLAN),
     log:
@@ -30,12 +30,14 @@ checkpoint plan:
         models=json.dumps({model: numeric_config(model) for model in MODELS}),
         numerics=NUMERICS_VERSION,
         results=lambda wildcards, output: str(Path(output.directory).parent),
-        store=STORE,
+        store=store,
         part_mb=config["tables"]["part_mb"],
+        samples=samples,
+        stamps=lambda wildcards: stamps([samples(wildcards)]),
     shell:
         'python "$ESMFLOW"/plan.py'
-        " --log {log:q} --results {params.results:q} --samples {input.samples:q} --models {params.models:q}"
-        " --store {params.store:q}"
+        " --log {log:q} --results={params.results:q} --samples={params.samples:q} --models {params.models:q}"
+        " --store={params.store:q}"
         " --target-minutes {resources.target_minutes} --max-jobs {resources.max_jobs}"
         " --gpus-per-job {resources.gpus_per_job} --threads {resources.embed_threads}"
         " --tokens-per-pack {resources.tokens_per_pack} --mix-models {resources.mix_models}"
@@ -51,6 +53,6 @@ rule preflight:
         "../envs/cpu.yaml"
     params:
         results=lambda wildcards, input: str(Path(input[0]).parent),
-        store=STORE,
+        store=store,
     shell:
-        'python "$ESMFLOW"/preflight.py --log {log:q} --results {params.results:q} --store {params.store:q}'
+        'python "$ESMFLOW"/preflight.py --log {log:q} --results={params.results:q} --store={params.store:q}'

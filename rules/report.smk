@@ -6,7 +6,7 @@ rule report:
     input:
         tables,
         statuses,
-        samples=config["samples"],
+        inputs([config["samples"]]),
     output:
         report(str(RESULTS.report), category="report", labels={"page": "report"}),
     log:
@@ -18,8 +18,9 @@ rule report:
         "../envs/cpu.yaml"
     params:
         results=lambda wildcards, output: str(Path(output[0]).parents[1]),
-        config=json.dumps(config),
+        config=lambda wildcards: json.dumps(config),
+        samples=samples,
     shell:
         'python "$ESMFLOW"/report.py'
-        " --log {log:q} --results {params.results:q} --samples {input.samples:q} --config {params.config:q}"
-        " --page {output:q}"
+        " --log {log:q} --results={params.results:q} --samples={params.samples:q} --config {params.config:q}"
+        " --page={output:q}"

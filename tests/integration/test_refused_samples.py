@@ -187,6 +187,24 @@ def test_a_run_of_broken_samples_alone_fails_with_their_lines(work: Workspace) -
     assert script("summary", "results", cwd=work.root).stdout.count("left out: ") == 2
 
 
+def test_a_file_that_cannot_be_read_fails_its_sample(work: Workspace) -> None:
+    reference.tiny_esm2(work.root / "tiny.pt")
+    (work.root / "first.fa").write_text(fasta("first"))
+    unreadable = work.root / "last.fa"
+    # A regular file whose first byte is an input/output error, for root as well.
+    unreadable.symlink_to("/proc/self/mem")
+    work.write_samples((sample, f"{sample}.fa") for sample in ("first", "last"))
+    work.write_config({"tiny": {"weights": "tiny.pt"}}, exports=["csv"])
+    [line] = errors(work.run(check=False))
+    assert "sample last: last.fa: cannot be read (Input/output error)" in line
+    assert_complete(work, "first")
+    unreadable.unlink()
+    unreadable.write_text(fasta("last"))
+    result = work.run()
+    assert jobs(result) == dict.fromkeys(["ingest", "plan", "embed", "features", "export_csv", "status", "all"], 1)
+    assert_complete(work, "first", "last")
+
+
 def test_an_ingest_by_hand_fails_at_once(broken: Broken) -> None:
     arguments = ["--sample", "page", "--catalog", "hand/c.parquet", "--sequences", "hand/s.parquet", "page.fa"]
     result = script("ingest", *arguments, cwd=broken[0].root)

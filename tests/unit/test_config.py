@@ -332,6 +332,18 @@ def test_a_path_that_snakemake_would_read_in_another_way_is_refused(value: str) 
     assert "results" in complaint(changed("results", value=value))
 
 
+@pytest.mark.parametrize("value", ["a{b}", "{}", "a b", "é", "*", "-x", "it's", 'a"b', "x~", "$(id)"])
+def test_any_other_path_is_taken_as_it_is(value: str) -> None:
+    checked = check_config(changed("samples", value=value) | {"store": value})
+    assert (checked["samples"], checked["store"]) == (value, value)
+
+
+@pytest.mark.parametrize("name", ["$NOWHERE.pt", "$HOME", "~.pt", "a{b}.pt"])
+def test_a_file_whose_name_only_looks_like_a_variable_is_that_file(here: Path, name: str) -> None:
+    (here / name).write_bytes(b"")
+    assert check_config(changed("models", MODEL, "weights", value=name))["models"][MODEL]["weights"] == name
+
+
 @pytest.mark.parametrize(("overlap", "length"), [(1022, 1022), (256, 200), (None, 100)])
 def test_windows_that_would_not_advance_are_refused(overlap: int | None, length: int) -> None:
     model = {"weights": "fair-esm", "max_length": length}

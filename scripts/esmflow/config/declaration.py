@@ -12,6 +12,7 @@ from esmflow.config.values import (
     AdapterDirectory,
     Distinct,
     Name,
+    OutputPlace,
     Place,
     Sha256,
     TokensPerPack,
@@ -195,7 +196,7 @@ class Config(_Part):
     """The configuration of esmflow."""
 
     samples: Place = _key("the sample sheet, see below", example="proteomes.tsv", change="embeds new sequences only")
-    results: Place = _key(
+    results: OutputPlace = _key(
         "where tables, status files and receipts go",
         example="/scratch/me/results",
         change="makes them anew from the store",

@@ -19,7 +19,12 @@ from esmflow.weights_source import is_path
 
 
 def _expanded(path: str) -> str:
-    """A path with the `~` and `$VAR` in it replaced as a shell does. Raises ValueError for what stands for nothing."""
+    """A path with the `~` and `$VAR` in it replaced as a shell does, unless it is a file as it stands.
+
+    Raises ValueError for what stands for nothing.
+    """
+    if os.path.isfile(path):  # noqa: PTH113 (Path's raises for a name that is too long)
+        return path
     for variable in re.findall(r"\$\{?(\w+)", path):
         if variable not in os.environ:
             raise ValueError(f"{path!r}: the environment variable {variable} is not set")
@@ -34,10 +39,17 @@ def _place(value: object) -> Path:
     if not isinstance(value, str) or not value:
         raise ValueError(f"{value!r:.200} is not a path")
     path = _expanded(value)
-    # Snakemake would take what is in braces for a wildcard.
-    if wrong := re.search(r"[{}\x00-\x1f]", path):
+    if wrong := re.search(r"[\x00-\x1f]", path):
         raise ValueError(f"{path!r}: this path cannot hold {wrong[0]!r}; use another")
     return Path(path)
+
+
+def _without_braces(path: Path) -> Path:
+    if wrong := re.search(r"[{}]", str(path)):
+        raise ValueError(
+            f"'{path}': this path cannot hold {wrong[0]!r}, which means a wildcard to Snakemake; use another"
+        )
+    return path
 
 
 def _adapter(value: str) -> str:
@@ -74,6 +86,8 @@ _Item = TypeVar("_Item")
 
 #: A file or a directory, with `~` and `$VAR` expanded.
 Place = Annotated[Path, BeforeValidator(_place), Field(json_schema_extra={"minLength": 1})]
+#: A directory in which Snakemake's outputs lie.
+OutputPlace = Annotated[Place, AfterValidator(_without_braces)]
 #: Where a model's weights come from; a path with `~` and `$VAR` expanded.
 Weights = Annotated[str, Field(min_length=1), AfterValidator(_weights)]
 #: The directory of an adapter, with `~` and `$VAR` expanded.
