@@ -20,8 +20,9 @@ import pytest
 import zstandard
 from conftest import ROOT
 from esmflow.errors import DataError
-from esmflow.inputs.catalog import ingest
+from esmflow.inputs.catalog import ingest, keys_of
 from esmflow.inputs.samples import Fasta
+from esmflow.refusal import refusal
 
 SCRIPT = ROOT / "scripts" / "ingest.py"
 FIRST = b">a one\nMKV\n>b\nmjk*\n>a again\nMKV\n"
@@ -171,6 +172,32 @@ def test_a_failed_ingest_leaves_an_earlier_catalog_as_it_was(tmp_path: Path) -> 
     with pytest.raises(DataError):
         ingest_all(tmp_path, FIRST, b"no FASTA\n")
     assert [path.read_bytes() for path in outputs(tmp_path)] == before
+
+
+def test_told_to_refuse_it_ends_well_and_leaves_the_reason_in_files_without_rows(tmp_path: Path) -> None:
+    good = ingest_all(tmp_path, FIRST)
+    assert [refusal(path) for path in outputs(tmp_path)] == [None, None]
+    (tmp_path / "page.fa").write_bytes(b"<html>\n")
+    result = run([*command(tmp_path, tmp_path / "page.fa"), "--refuse"])
+    assert result.returncode == 0
+    assert "error: " not in result.stderr
+    for path, table in zip(outputs(tmp_path), good, strict=True):
+        line = refusal(path)
+        assert line
+        assert line.startswith(f"sample s: {tmp_path / 'page.fa'}: is HTML")
+        assert f"left out: {line}" in result.stderr
+        empty = pq.read_table(path)
+        assert (len(empty), empty.schema) == (0, table.schema)
+    with pytest.raises(DataError, match="is HTML"):
+        keys_of(outputs(tmp_path)[0], "a")
+
+
+@pytest.mark.parametrize("target", ["missing.fa", "."])
+def test_a_file_that_is_not_there_or_no_file_is_bad_data(tmp_path: Path, target: str) -> None:
+    result = run(command(tmp_path, tmp_path / target))
+    assert result.returncode == 65
+    assert str(tmp_path / target) in result.stderr.splitlines()[-1]
+    assert files_left(tmp_path) == []
 
 
 def peak_megabytes(arguments: list[str]) -> float:

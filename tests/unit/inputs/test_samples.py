@@ -67,6 +67,22 @@ def test_a_file_whose_name_only_looks_like_a_variable_is_that_file(here: Path, m
     assert read("sample\tfasta\ns\t$DATA\n") == {"s": [Fasta(Path("$DATA"))]}
 
 
+@pytest.mark.parametrize(
+    "name", ["{sample}.fa", "{}", "-x.fa", "a b.fa", "*.fa", "[a].fa", "é漢.fa", "a;b,c.fa", "~", "it's"]
+)
+@pytest.mark.parametrize("delimiter", ["\t", ",", ";"])
+@pytest.mark.usefixtures("here")
+def test_all_else_in_a_path_is_taken_as_it_is(name: str, delimiter: str) -> None:
+    Path(name).write_text(">a\nMKV\n")
+    assert read(f'sample{delimiter}fasta\ns{delimiter}"{name}"\n') == {"s": [Fasta(Path(name))]}
+
+
+@pytest.mark.usefixtures("here")
+def test_quotes_within_a_quoted_path_are_doubled() -> None:
+    Path('a "b".fa').write_text(">a\nMKV\n")
+    assert read('sample\tfasta\ns\t"a ""b"".fa"\n') == {"s": [Fasta(Path('a "b".fa'))]}
+
+
 def test_a_path_is_looked_for_here_and_then_beside_the_sheet(here: Path) -> None:
     assert read("sample\tfasta\ns\tb.fa\n") == {"s": [Fasta(Path("folder/b.fa"))]}
     Path("b.fa").write_text(">a\nMKV\n")

@@ -18,6 +18,7 @@ from esmflow.plan.sizes import Sizes
 from esmflow.planned_model import ModelSpec, PlannedModel
 from esmflow.representation import Output
 from esmflow.results import Results
+from esmflow.run_plan import RunPlan
 from esmflow.store import store
 from esmflow.store.store import Store
 from esmflow.treatment import WHOLE, Treatment
@@ -131,3 +132,12 @@ def test_tables_larger_than_a_part_are_told(tmp_path: Path) -> None:
     for part_bytes, expected in ((size, []), (size - 1, [f"{s}/{MODEL}/{o}" for s in "abc" for o in OUTPUTS])):
         world.plan("results", Sizes(1, 1, 0, 1, None, part_bytes))
         assert sorted(json.loads((tmp_path / "results/plan/plan.json").read_text())["in_parts"]) == sorted(expected)
+
+
+def test_a_plan_that_was_written_before_samples_could_be_refused_is_read(tmp_path: Path) -> None:
+    World(tmp_path, 6).plan("results", Sizes(1, 1, 0, 1, None, part_bytes=1e9))
+    path = tmp_path / "results/plan/plan.json"
+    plan = json.loads(path.read_text())
+    assert plan.pop("refused") == {}
+    path.write_text(json.dumps(plan))
+    assert RunPlan.load(path).refused == {}
