@@ -12,6 +12,7 @@ rule embed:
     threads: EMBED_THREADS
     resources:
         gpu=config["workers"]["gpus_per_job"],
+        gpus_per_job=config["workers"]["gpus_per_job"],
         mem_mb=job_memory,
         runtime=job_minutes,
         attention=job_attention,
@@ -25,5 +26,5 @@ rule embed:
         'python "$ESMFLOW"/embed.py'
         " --log {log:q} --job={input:q} --store={params.store:q} --receipt={output:q}"
         " --heartbeats={params.heartbeats:q} ${{IN_ALLOCATION:+--time-limit {resources.runtime}}}"
-        " --threads {threads} --processes {resources.processes} --tokens-per-pack {resources.tokens_per_pack}"
-        " --attention {resources.attention}"
+        " --gpus {resources.gpus_per_job} --threads {threads} --processes {resources.processes}"
+        " --tokens-per-pack {resources.tokens_per_pack} --attention {resources.attention}"

@@ -137,18 +137,16 @@ import torch, random_weights
 from esmflow.engine.engine import Engine
 from esmflow.errors import DeviceError
 from esmflow.model.trunk import Esm
-from esmflow.engine.packing import InlineLoader
 from esmflow.representation import Output
 device = torch.device("cuda")
-model = Esm(random_weights.checkpoint(random_weights.esm2(1, 64, 4), device), device, precision="fp16")
 
-class Faulty(InlineLoader):
-    def load(self, sequences, kept):
-        future = super().load(sequences, kept)
-        future.result().tokens[3] = 1_000_000  # no such letter: an assertion on the device ends this process's context
-        return future
+class Faulty(Esm):
+    def representations(self, pack, *arguments):
+        pack.tokens[3] = 1_000_000  # no such letter: an assertion on the device ends this process's context
+        return super().representations(pack, *arguments)
 
-engine = Engine(model, loader=Faulty())
+model = Faulty(random_weights.checkpoint(random_weights.esm2(1, 64, 4), device), device, precision="fp16")
+engine = Engine(model)
 try:
     engine.embed([b"MKTAYIAK"] * 5, [Output(1, "mean")])
 except DeviceError as error:

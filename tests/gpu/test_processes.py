@@ -1,5 +1,6 @@
 """Processes and models on GPUs: each process has a device of its own, and what a model took is free after it."""
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,21 +31,23 @@ class TellDevice:
     seconds: float
 
     def run(self, embedder: Embedder) -> str:
+        assert str(embedder.registry.device) == "cuda:0"
+        assert torch.cuda.device_count() == 1
         torch.ones(1, device=embedder.registry.device)
         time.sleep(self.seconds)
-        return str(embedder.registry.device)
+        return os.environ["CUDA_VISIBLE_DEVICES"]
 
 
 def test_each_process_has_a_gpu_of_its_own(cuda: torch.device) -> None:
-    count = len(visible_gpus())
-    assert count == torch.cuda.device_count()
-    with WorkerPool(Start("auto", 1, None), count) as pool:
-        devices = [pool.submit(TellDevice(2.0)) for _ in range(count)]
-        assert {future.result(120) for future in devices} == {f"cuda:{number}" for number in range(count)}
+    gpus = tuple(visible_gpus())
+    assert len(gpus) == torch.cuda.device_count()
+    with WorkerPool(Start(gpus, 1, None), len(gpus)) as pool:
+        devices = [pool.submit(TellDevice(2.0)) for _ in gpus]
+        assert {future.result(120) for future in devices} == set(gpus)
 
 
 def test_the_driver_tells_of_every_visible_gpu(cuda: torch.device) -> None:
-    figures = gpu_figures()
+    figures = gpu_figures(visible_gpus())
     assert len(figures) == torch.cuda.device_count()
     assert all(figure.memory_bytes > 0 and 0 <= figure.utilisation <= 1 for figure in figures)
 

@@ -19,6 +19,7 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import reference
+import torch
 from workflow import (
     ENVIRONMENT,
     LAYERS,
@@ -219,12 +220,16 @@ def test_weights_swapped_between_fetch_and_embed_are_named(
     assert small.files() == before
 
 
-def test_cuda_without_cuda_is_no_usable_device(baseline: Baseline, work: Workspace) -> None:
-    arguments = [*embed_arguments(baseline, work.root), "--device", "cuda"]
-    without = ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": ""}
-    result = script("embed", *arguments, cwd=baseline.work.root, env=without)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
+def test_a_gpu_that_cannot_be_used_is_no_reason_to_take_the_cpu(baseline: Baseline, work: Workspace) -> None:
+    arguments = [*embed_arguments(baseline, work.root), "--gpus", "1"]
+    given = ENVIRONMENT | {"CUDA_VISIBLE_DEVICES": "GPU-0f3c", "TMPDIR": str(work.root)}
+    result = script("embed", *arguments, cwd=baseline.work.root, env=given)
     assert result.returncode == 69
-    assert "cuda" in error_line(result)
+    line = error_line(result)
+    assert "GPU-0f3c" in line
+    assert "gpus_per_job: 0" in line
+    (work.root / "esmflow-GPU-0f3c.lock").unlink()
     assert work.files() == []
 
 

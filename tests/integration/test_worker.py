@@ -232,7 +232,7 @@ def test_a_switch_that_fails_fails_its_own_job_and_the_pool_serves_with_the_old_
     one, two = job.models.values()
     content = weights["two"].read_bytes()
     shard, target = job.shards[0], tmp_path / "shard.parquet"
-    with WorkerPool(Start("cpu", 1, None)) as pool:
+    with WorkerPool(Start((), 1, None)) as pool:
         pool.submit(EmbedShard(one, shard, 0, 3, tmp_path / "before.parquet")).result()
         try:
             weights["two"].write_bytes(content[:1000])

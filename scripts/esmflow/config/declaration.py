@@ -156,7 +156,14 @@ class Workers(_Part):
     max_jobs: int = _key(
         "jobs that the work is dealt to at most (at least one per model)", example=64, change="nothing", default=8, ge=1
     )
-    gpus_per_job: int = _key("GPUs that a job asks for; 0 for a CPU", example=0, change="nothing", default=1, ge=0)
+    gpus_per_job: int = _key(
+        "GPUs that a job asks for and uses, one process on each; 0 for the CPU. Where no GPU is to be seen the CPU is "
+        "used, too; one that cannot be used is an error",
+        example=0,
+        change="nothing",
+        default=1,
+        ge=0,
+    )
     processes: int = _key(
         "processes of a job without a GPU, which share its threads; with GPUs there is one for each",
         example=4,
@@ -171,7 +178,7 @@ class Workers(_Part):
         default=False,
     )
     tokens_per_pack: TokensPerPack = _key(
-        "tokens in one forward pass: 1024 on a CPU, 32768 on a GPU. Lower it if memory is short",
+        "tokens in one forward pass; `auto` is 1024 on a CPU, and what fits on a GPU, up to 131,072",
         example=16384,
         change="nothing",
         default="auto",

@@ -1,8 +1,9 @@
-"""Devices: which one, at what precision, and whether a model fits into its memory."""
+"""Devices: whether one can be used, at what precision, and whether a model fits into its memory."""
 
-import re
+import os
 
 import psutil
+import pynvml
 import torch
 
 from esmflow.architecture import Architecture
@@ -12,16 +13,41 @@ from esmflow.model.trunk import DTYPES
 _GIB = 1 << 30
 
 
-def choose_device(name: str) -> torch.device:
-    """The device `name` ('auto', 'cpu', 'cuda' or 'cuda:N'). Raises DeviceError if it is not usable."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise DeviceError(f"device {name}: unknown; use auto, cpu, cuda or cuda:N")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceError(f"device {name}: no usable CUDA device on this machine; ask for a GPU or use --device cpu")
-    return device
+def usable_gpu() -> torch.device:
+    """The one GPU that this process sees. Raises DeviceError if PyTorch cannot use it."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise DeviceError(
+            f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES', '')}: PyTorch {torch.__version__} cannot use it ({reason}); "
+            f"{_driver()}; install a PyTorch that suits the driver and the card (docs/cluster.md), or set "
+            "'workers.gpus_per_job: 0' to use the CPU"
+        ) from error
+    return torch.device("cuda", 0)
+
+
+def _driver() -> str:
+    """What NVIDIA's driver says of itself."""
+    try:
+        pynvml.nvmlInit()
+        cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
+        return f"the driver is {pynvml.nvmlSystemGetDriverVersion()}, for CUDA up to {cuda // 1000}.{cuda % 1000 // 10}"
+    except pynvml.NVMLError as error:
+        return f"NVIDIA's driver says: {error}"
+
+
+def is_lost(device: torch.device, error: RuntimeError) -> bool:
+    """Whether an error of PyTorch's tells that the device can be used no more; cuBLAS and Triton have plain ones."""
+    if isinstance(error, torch.AcceleratorError):
+        return True
+    if device.type != "cuda":
+        return False
+    try:
+        torch.cuda.synchronize(device)
+    except (RuntimeError, AssertionError):
+        return True
+    return False
 
 
 def choose_precision(name: str, device: torch.device, shape: Architecture) -> str:

@@ -11,15 +11,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from esmflow.engine.device import is_lost
 from esmflow.engine.figures import Figures
-from esmflow.engine.packing import CPU_TOKENS, InlineLoader, ProcessLoader, plan_packs
+from esmflow.engine.packing import CPU_TOKENS, plan_packs
 from esmflow.errors import DeviceLostError
 from esmflow.model.pack import Pack
 from esmflow.model.pooling import Pieces, Represented, represent
@@ -83,12 +84,22 @@ class _Task:
         return Embedded(values, self.reasons)
 
 
+class _Running(NamedTuple):
+    """A pack in hand."""
+
+    task: _Task
+    members: np.ndarray
+    result: Future[Represented]
+    alone: bool
+    """Whether nothing else is in hand until it is done."""
+
+
 class Engine:
     """Embeds sequences with one model; not to be shared between threads.
 
-    On a CPU, `threads` packs are computed side by side, each by one thread: packs need no synchronisation, so
-    this keeps every core busier than sharing each operation among the cores would. On a GPU, packs are made ahead of
-    the device by processes, and results are copied back while the next pack is computed.
+    A thread makes packs ahead of the device. On a CPU, `threads` packs are computed side by side, each by one thread:
+    packs need no synchronisation, so this keeps every core busier than sharing each operation among the cores would. On
+    a GPU, results are copied back while the next pack is computed.
 
     `exact` gives the same model in float32, for what is not finite in 16 bit; it is called when it is first needed.
     """
@@ -100,21 +111,22 @@ class Engine:
         tokens_per_pack: int = CPU_TOKENS,
         threads: int = 1,
         exact: Callable[[], Esm] | None = None,
-        loader: InlineLoader | ProcessLoader | None = None,
     ) -> None:
         on_gpu = model.device.type == "cuda"
         self.model = model
-        self.tokens_per_pack = tokens_per_pack
+        self.tokens_per_pack = self._full_tokens_per_pack = tokens_per_pack
         self.threads = threads
         self.figures = Figures()
         self._exact, self._exact_model = exact, None if exact else model
-        self._loader = loader or (ProcessLoader() if on_gpu else InlineLoader())
+        self._loader = ThreadPoolExecutor(1)
         self._stream = torch.cuda.Stream(model.device) if on_gpu else None  # type: ignore[no-untyped-call]
         # Packs differ in time: a thread that is done with one should find the next.
         self._ahead = _AHEAD if on_gpu else 2 * threads
+        self._alone_next = 0
+        """How many of the packs that wait are to be computed with nothing beside them."""
         self._compute = ThreadPoolExecutor(1 if on_gpu else threads, initializer=torch.set_num_threads, initargs=(1,))
         self._waiting: deque[tuple[_Task, np.ndarray]] = deque()
-        self._running: deque[tuple[_Task, np.ndarray, Future[Represented]]] = deque()
+        self._running: deque[_Running] = deque()
         self._tickets = 0
 
     def submit(
@@ -130,6 +142,8 @@ class Engine:
         """
         pieces = [(row, piece) for row, residues in enumerate(sequences) for piece in treatment.pieces(len(residues))]
         self._tickets += 1
+        # What took the memory may be gone by now.
+        self.tokens_per_pack = min(2 * self.tokens_per_pack, self._full_tokens_per_pack)
         task = _Task(self._tickets, sequences, outputs, progress, pieces)
         packs = plan_packs(task.tokens, self.tokens_per_pack)
         self._waiting += [(task, members) for members in packs]
@@ -143,20 +157,22 @@ class Engine:
     def step(self) -> list[tuple[int, Embedded]]:
         """Go on by one pack; returns what is finished with it, as (ticket, result), in the order of submission.
 
-        A pack for which memory does not suffice is split, and later packs are made smaller; a single sequence that
-        does not fit gets a reason. So does one that is not finite even alone and in float32.
-        Raises DeviceLostError if the device, or a process that makes packs for it, is lost.
+        A pack for which memory does not suffice is tried again with nothing beside it. If that fails, too, it is split,
+        and later packs are made smaller; a single sequence gets a reason. So does one that is not finite even alone and
+        in float32. Raises DeviceLostError if the device is lost.
         """
-        while self._waiting and len(self._running) < self._ahead:
+        while self._waiting and self._has_room():
             self._launch(*self._waiting.popleft())
         if not self._running:
             return []
-        task, members, future = self._running.popleft()
-        results = self._outcome(future)
+        task, members, result, alone = self._running.popleft()
+        results = self._outcome(result)
         # What an exception in the future holds is to be free before a failed pack is tried again.
-        del future
+        del result
         if results is not None:
             self._take(task, members, results)
+        elif not alone:
+            self._try_again(task, [members])
         elif len(members) > 1:
             self._split(task, members)
         else:
@@ -186,7 +202,13 @@ class Engine:
         """End threads and processes; what is not finished is dropped."""
         self._waiting.clear()
         self._compute.shutdown(cancel_futures=True)
-        self._loader.close()
+        self._loader.shutdown(cancel_futures=True)
+
+    def _has_room(self) -> bool:
+        """Whether another pack may be begun."""
+        if not self._running:
+            return True
+        return not self._alone_next and not self._running[-1].alone and len(self._running) < self._ahead
 
     def _launch(self, task: _Task, members: np.ndarray) -> None:
         tokens = task.tokens[members]
@@ -194,8 +216,10 @@ class Engine:
             packs = [members[chosen] for chosen in plan_packs(tokens, self.tokens_per_pack)]
             self._waiting.extendleft((task, pack) for pack in reversed(packs[1:]))
             members = packs[0]
-        loaded = self._loader.load(*_stretches(task, members))
-        self._running.append((task, members, self._compute.submit(self._represent, loaded, task.computed)))
+        loaded = self._loader.submit(Pack.of, *_stretches(task, members))
+        result = self._compute.submit(self._represent, loaded, task.computed)
+        self._running.append(_Running(task, members, result, alone=self._alone_next > 0))
+        self._alone_next = max(self._alone_next - 1, 0)
 
     def _represent(self, pack: Future[Pack], outputs: Sequence[Output]) -> Represented:
         start = time.monotonic()
@@ -209,29 +233,31 @@ class Engine:
             return future.result().get()
         except (torch.OutOfMemoryError, MemoryError):
             return None
-        except torch.AcceleratorError as error:
-            raise self._lost(error) from error
-        except BrokenProcessPool as error:
-            raise self._lost(error) from error
         except RuntimeError as error:
             if "can't allocate memory" in str(error):
                 return None
+            if is_lost(self.model.device, error):
+                reason = str(error).strip().partition("\n")[0]
+                raise DeviceLostError(
+                    f"{self.model.device}: lost ({reason}); run again, on another device if it recurs"
+                ) from error
             raise
 
-    def _lost(self, error: Exception) -> DeviceLostError:
-        reason = str(error).strip().partition("\n")[0]
-        return DeviceLostError(
-            f"{self.model.device}: lost, or a process that makes packs for it ({reason}); "
-            "run again, on another device if it recurs"
-        )
-
-    def _split(self, task: _Task, members: np.ndarray) -> None:
-        """Go on with smaller packs."""
-        self.figures.splits += 1
-        self.tokens_per_pack = max(int(task.tokens[members].sum()) // 2, 1)
-        self._waiting.appendleft((task, members))
+    def _try_again(self, task: _Task, packs: Sequence[np.ndarray]) -> None:
+        """Put these first, each to be computed with nothing beside it."""
+        self._alone_next += len(packs)
+        self._waiting.extendleft((task, members) for members in reversed(packs))
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def _split(self, task: _Task, members: np.ndarray) -> None:
+        """Go on with halves of a pack; one that was larger than half the budget tells that the budget is too large."""
+        self.figures.splits += 1
+        tokens = task.tokens[members]
+        half = max(int(tokens.sum()) // 2, 1)
+        if 2 * tokens.sum() > self.tokens_per_pack:
+            self.tokens_per_pack = half
+        self._try_again(task, [members[chosen] for chosen in plan_packs(tokens, half)])
 
     def _take(self, task: _Task, members: np.ndarray, results: Pieces) -> None:
         for place, member in enumerate(members):

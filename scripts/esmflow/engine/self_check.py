@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from esmflow.engine.engine import Embedded, Engine
-from esmflow.engine.packing import InlineLoader
 from esmflow.errors import DeviceError
 from esmflow.receipt import SelfCheck
 from esmflow.representation import Output
@@ -33,7 +32,7 @@ def self_check(
     if not len(sample):
         return SelfCheck(0, 0.0, 1.0)
     # No two sequences fit into a pack of one token.
-    alone = Engine(engine.exact(), tokens_per_pack=1, threads=engine.threads, loader=InlineLoader())
+    alone = Engine(engine.exact(), tokens_per_pack=1, threads=engine.threads)
     again = alone.embed([sequences[row] for row in sample], outputs, treatment)
     alone.close()
     difference, cosine = 0.0, 1.0

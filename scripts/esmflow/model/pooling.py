@@ -76,7 +76,7 @@ class PackedLayer:
 
 
 class Represented:
-    """What a pack gave, on its way from the device to the host."""
+    """What a pack gave, on its way from the device to the host; without a stream, it is copied when it is asked for."""
 
     def __init__(self, tensors: dict[Output, list[torch.Tensor]], stream: "torch.cuda.Stream | None" = None) -> None:
         self._arrived = None
@@ -92,7 +92,9 @@ class Represented:
         if self._arrived is not None:
             self._arrived.synchronize()
         return {
-            output: [row for value in values for row in ([value.numpy()] if output.ragged else value.numpy())]
+            output: [
+                row for value in values for row in ([value.cpu().numpy()] if output.ragged else value.cpu().numpy())
+            ]
             for output, values in self._tensors.items()
         }
 

@@ -1,7 +1,7 @@
 """Writing the heartbeat of a worker job, as JSON and as Prometheus metrics."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +15,13 @@ from esmflow.worker.gpus import gpu_figures
 
 
 class Heart:
-    """Writes a job's heartbeats to `{directory}/{job}.json`, and their metrics to `{directory}/{job}.prom`."""
+    """Writes a job's heartbeats to `{directory}/{job}.json`, and their metrics to `{directory}/{job}.prom`.
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    gpus: those of the job, as `visible_gpus` names them.
+    """
+
+    def __init__(self, directory: Path, gpus: Sequence[str] = ()) -> None:
+        self._directory, self._gpus = directory, gpus
         self._last: Heartbeat | None = None
         self._written = Heartbeat("", updated=float("-inf"))
 
@@ -28,7 +31,7 @@ class Heart:
         now, written = time.time(), self._written
         # A clock that was set back must not stop the heart.
         if heartbeat.state != written.state or not 0 <= now - written.updated < INTERVAL:
-            self._written = beat = replace(heartbeat, updated=now, gpus=gpu_figures())
+            self._written = beat = replace(heartbeat, updated=now, gpus=gpu_figures(self._gpus))
             beat.save(self._directory / f"{beat.job}.json")
             metrics = generate_latest(_Metrics(beat))
             files.write_text(self._directory / f"{beat.job}.prom", metrics.decode())

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from esmflow.engine.budget import auto_tokens
-from esmflow.engine.device import choose_device
+from esmflow.engine.device import usable_gpu
 from esmflow.engine.engine import Engine
 from esmflow.engine.figures import Figures
 from esmflow.engine.self_check import self_check
@@ -47,12 +47,9 @@ class Embedder:
         self._unwritten: list[Future[ShardDone]] = []
 
     @classmethod
-    def start(cls, name: str, index: int, report: Report, *, threads: int, tokens_per_pack: int | None) -> "Embedder":
-        """One on the device of that name, for the process of that number. Raises DeviceError if there is none."""
-        device = choose_device(name)
-        if device.type == "cuda" and device.index is None:
-            device = torch.device("cuda", index % torch.cuda.device_count())
-            torch.cuda.set_device(device)
+    def start(cls, report: Report, *, on_gpu: bool, threads: int, tokens_per_pack: int | None) -> "Embedder":
+        """One on the GPU that this process sees, or on the CPU. Raises DeviceError if PyTorch cannot use the GPU."""
+        device = usable_gpu() if on_gpu else torch.device("cpu")
 
         def load(model: PlannedModel, precision: str) -> Engine:
             return load_engine(model, precision, device, threads, tokens_per_pack)

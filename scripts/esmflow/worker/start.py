@@ -1,5 +1,6 @@
 """How a process of the pool begins. Nothing here needs PyTorch until it runs."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,13 +15,24 @@ if TYPE_CHECKING:
 class Start:
     """How a process of the pool makes its embedder."""
 
-    device: str
-    """As for `choose_device`; of several GPUs, each process takes that of its own number."""
+    gpus: tuple[str, ...]
+    """One for each process, by the number or UUID that CUDA_VISIBLE_DEVICES takes; none for the CPU."""
     threads: int
     tokens_per_pack: int | None
 
     def __call__(self, index: int, report: Callable[[ShardProgress], None]) -> "Embedder":
-        """Called in the process. Raises DeviceError if there is no such device."""
+        """Called in the process, before PyTorch is imported: it sees one GPU, or none.
+
+        Raises DeviceError if PyTorch cannot use the GPU.
+        """
+        self.hide_other_gpus(index)
         from esmflow.worker.process import Embedder
 
-        return Embedder.start(self.device, index, report, threads=self.threads, tokens_per_pack=self.tokens_per_pack)
+        return Embedder.start(
+            report, on_gpu=bool(self.gpus), threads=self.threads, tokens_per_pack=self.tokens_per_pack
+        )
+
+    def hide_other_gpus(self, index: int) -> None:
+        """Leave this process the GPU of its number, whose context alone it can then make."""
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+        os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[index] if self.gpus else ""

@@ -172,7 +172,7 @@ def work(
     log.info(
         "host %s, CUDA_VISIBLE_DEVICES %s", socket.gethostname(), os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
     )
-    heart = Heart(heartbeats)
+    heart = Heart(heartbeats, start.gpus)
     worker = Worker(job, store, heart, seconds=seconds)
     log.info("job %s: %d shards, %d of them to be embedded", job.name, len(job.shards), len(worker.pending))
     used = restarts = 0

@@ -1,12 +1,13 @@
-"""What goes wrong under the engine: memory, devices and processes. No row may be missing, doubled or misplaced."""
+"""What goes wrong under the engine: memory and devices. No row may be missing, doubled or misplaced."""
 
 import random
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
+from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import reference
 import torch
@@ -14,12 +15,13 @@ from esmflow.architecture import Architecture
 from esmflow.engine.budget import probe_tokens
 from esmflow.engine.device import require_memory, weights_bytes
 from esmflow.engine.engine import Embedded, Engine
-from esmflow.engine.packing import ProcessLoader
 from esmflow.errors import DeviceError
 from esmflow.model import weights
 from esmflow.model.pack import Pack
+from esmflow.model.pooling import Represented
 from esmflow.model.trunk import Esm
 from esmflow.representation import Output
+from workflow import DEADLINE
 
 CPU = torch.device("cpu")
 OUTPUT = Output(3, "mean")
@@ -60,18 +62,20 @@ def assert_equal(found: Embedded, expected: Embedded, rows: Collection[int] = ra
 @pytest.mark.parametrize("which", [1, 3, 5])
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
 def test_a_pack_that_does_not_fit_is_split(tiny: Path, which: int, error: Exception) -> None:
-    calls: list[int] = []
+    calls: list[bytes] = []
+    pack_item = Pack.of([b"M"]).tokens.itemsize
 
     def trouble(pack: Pack) -> Exception | None:
-        calls.append(len(pack.tokens))
-        return error if len(calls) == which else None
+        calls.append(pack.tokens.tobytes())
+        return error if calls[-1] == (calls + [b""] * which)[which - 1] else None
 
     engine = Engine(FaultyEsm(tiny, trouble), tokens_per_pack=400)
     assert_equal(engine.embed(SEQUENCES, [OUTPUT]), healthy(tiny))
     assert engine.figures.splits == 1
     assert engine.figures.sequences == len(SEQUENCES)
     longest = max(map(len, SEQUENCES)) + 2
-    assert max(calls[which + 1 :]) <= max(calls[which - 1] // 2, longest)
+    begun = 2  # Two packs are in hand at a time.
+    assert max(map(len, calls[which + begun :])) <= max(len(calls[which - 1]) // 2, longest * pack_item)
 
 
 def test_a_sequence_that_never_fits_gets_a_reason_and_no_other_does(tiny: Path) -> None:
@@ -87,6 +91,55 @@ def test_a_sequence_that_never_fits_gets_a_reason_and_no_other_does(tiny: Path) 
     assert all("out of memory" in (found.reasons[row] or "") for row in set(range(30)) - set(fits))
 
 
+def test_packs_that_fit_only_one_at_a_time_lose_no_sequence_and_leave_the_budget_as_it_was(tiny: Path) -> None:
+    limit, together = 600, Barrier(2)
+    held: list[int] = []
+
+    class Crowded(FaultyEsm):
+        """Has memory for one pack at a time. The first two meet."""
+
+        def representations(self, pack: Pack, *arguments: Any) -> Iterator[tuple[int, torch.Tensor]]:
+            held.append(len(pack.tokens))
+            try:
+                if len(held) <= 2 and not together.broken:
+                    with suppress(BrokenBarrierError):
+                        together.wait(DEADLINE)
+                    together.abort()
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                if sum(held) > limit:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                yield from super().representations(pack, *arguments)
+            finally:
+                held.remove(len(pack.tokens))
+
+    engine = Engine(Crowded(tiny, lambda _: None), tokens_per_pack=500, threads=4)
+    assert_equal(engine.embed(SEQUENCES, [OUTPUT]), healthy(tiny))
+    assert engine.figures.splits == 0
+    assert engine.tokens_per_pack == 500
+    assert engine.figures.sequences == len(SEQUENCES)
+
+
+def test_the_budget_that_a_shortage_made_small_grows_again(tiny: Path) -> None:
+    memory = 150
+    engine = Engine(
+        FaultyEsm(tiny, lambda pack: torch.OutOfMemoryError() if len(pack.tokens) > memory else None),
+        tokens_per_pack=1000,
+    )
+    engine.embed(SEQUENCES, [OUTPUT])
+    assert engine.tokens_per_pack <= 150
+    memory = 10_000
+    for _ in range(4):
+        assert_equal(engine.embed(SEQUENCES, [OUTPUT]), healthy(tiny))
+    assert engine.tokens_per_pack == 1000
+
+
+def test_results_on_a_device_are_copied_before_they_become_arrays() -> None:
+    """Without a GPU, by a device whose tensors have nothing to copy, which PyTorch says of itself."""
+    values = {OUTPUT: [torch.empty(2, 3, device="meta")]}
+    with pytest.raises(NotImplementedError, match="copy out of meta tensor"):
+        Represented(values).get()
+
+
 def test_a_lost_device_is_an_error_with_its_cause(tiny: Path) -> None:
     engine = Engine(FaultyEsm(tiny, lambda pack: torch.AcceleratorError("CUDA error: unspecified launch failure", 719)))
     with pytest.raises(DeviceError, match="unspecified launch failure"):
@@ -96,28 +149,6 @@ def test_a_lost_device_is_an_error_with_its_cause(tiny: Path) -> None:
 def test_a_bug_is_not_taken_for_a_lost_device(tiny: Path) -> None:
     with pytest.raises(RuntimeError, match="shapes"):
         Engine(FaultyEsm(tiny, lambda pack: RuntimeError("shapes do not match"))).embed(SEQUENCES, [OUTPUT])
-
-
-def test_packs_made_in_processes_are_the_same(tiny: Path) -> None:
-    engine = Engine(Esm(weights.read([tiny]), CPU), tokens_per_pack=300, loader=ProcessLoader(2))
-    assert_equal(engine.embed(SEQUENCES, [OUTPUT]), healthy(tiny))
-    engine.close()
-    # The tracker of multiprocessing's own resources stays.
-    assert all("resource_tracker" in " ".join(child.cmdline()) for child in psutil.Process().children())
-
-
-def test_a_killed_loader_process_is_an_error_never_a_short_result(tiny: Path) -> None:
-    def trouble(pack: Pack) -> None:
-        for child in psutil.Process().children(recursive=True):
-            # A pack that was made before the kill is computed, too: by then the process may have ended.
-            with suppress(psutil.NoSuchProcess):
-                if "resource_tracker" not in " ".join(child.cmdline()):
-                    child.kill()
-
-    engine = Engine(FaultyEsm(tiny, trouble), tokens_per_pack=200, loader=ProcessLoader(1))
-    with pytest.raises(DeviceError, match="process"):
-        engine.embed(SEQUENCES, [OUTPUT])
-    engine.close()
 
 
 def test_tickets_come_back_with_their_own_rows(tiny: Path) -> None:
