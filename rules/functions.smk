@@ -111,9 +111,11 @@ def table_spec(wildcards):
 
 
 def local_weights(wildcards):
-    """The weights and the adapter, where they are the user's own."""
+    """The weights, with the settings beside them, and the adapter, where they are the user's own."""
     weights, adapter = (MODELS[wildcards.model].get(key) for key in ("weights", "adapter"))
-    return ([weights] if is_path(weights) else []) + ([adapter] if adapter else [])
+    beside = Path(weights).with_name("config.json")
+    settings = [str(beside)] if is_path(weights) and Path(weights).is_file() and beside.is_file() else []
+    return ([weights, *settings] if is_path(weights) else []) + ([adapter] if adapter else [])
 
 
 def adapter_option(wildcards):

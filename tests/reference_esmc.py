@@ -82,6 +82,26 @@ def of_2024(model: EsmcForMaskedLM) -> State:
     return {name: tensor.clone() for name, tensor in named.items()}
 
 
+def load_2024(model: EsmcForMaskedLM, named: State) -> None:
+    """Give it a trunk's tensors that have the names of the files of 2024."""
+    state = {"esmc.embed_tokens.weight": named["embed.weight"], "esmc.norm.weight": named["transformer.norm.weight"]}
+    for layer in range(model.config.num_hidden_layers):
+        theirs, ours = f"transformer.blocks.{layer}.", f"esmc.layers.{layer}."
+        for part in ("weight", "bias"):
+            state[f"{ours}input_layernorm.{part}"] = named[f"{theirs}attn.layernorm_qkv.0.{part}"]
+            state[f"{ours}post_attention_layernorm.{part}"] = named[f"{theirs}ffn.0.{part}"]
+        for which, rows in zip("qkv", named[f"{theirs}attn.layernorm_qkv.1.weight"].chunk(3), strict=True):
+            state[f"{ours}self_attn.{which}_proj.weight"] = rows
+        for which, rows in zip(("gate", "up"), named[f"{theirs}ffn.1.weight"].chunk(2), strict=True):
+            state[f"{ours}mlp.{which}_proj.weight"] = rows
+        state[f"{ours}mlp.down_proj.weight"] = named[f"{theirs}ffn.3.weight"]
+        for which, name in (("q_norm", "q_ln"), ("k_norm", "k_ln"), ("o_proj", "out_proj")):
+            state[f"{ours}self_attn.{which}.weight"] = named[f"{theirs}attn.{name}.weight"]
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert all(name.startswith("lm_head.") for name in missing)
+
+
 def of_biohub(model: EsmcForMaskedLM, prefix: str = "esmc.") -> State:
     """Its tensors under the names that TransformerEngine's fused modules give them, with its states of no numbers."""
     state = model.state_dict()

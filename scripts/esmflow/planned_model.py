@@ -76,6 +76,8 @@ class Descriptor:
     """The files of the adapter that is merged into the weights."""
     revision: str = ""
     """The commit of the Hugging Face Hub's repository that they are of."""
+    settings: list[str] = field(default_factory=list)
+    """What decides their numbers and is in none of their files' tensors, where it is not as in official models."""
 
     def save(self, path: Path) -> None:
         """Write the descriptor as JSON, in one atomic step."""

@@ -14,12 +14,13 @@ from typing import TypeVar
 
 import torch
 
+from esmflow.architecture import Architecture
 from esmflow.errors import DataError
-from esmflow.model.layouts import Checkpoint, Layout, is_head, numbered, parent, unusable
+from esmflow.model.layouts import Checkpoint, Layout, is_head, parent, unusable
+from esmflow.model.state import ADAPTER_CONFIG as _CONFIG
 from esmflow.model.state import State, open_file, read_object
 
 _Number = TypeVar("_Number", int, float)
-_CONFIG = "adapter_config.json"
 _MERGE = "merge it with the program that made it (PEFT: merge_and_unload()), save the model and give it as 'weights'"
 _TENSORS = ("adapter_model.safetensors", "adapter_model.bin")
 #: What of a PEFT config changes no number once the adapter is trained, besides that which is used here.
@@ -30,6 +31,8 @@ _HARMLESS = {
 }
 #: Ways to begin training that leave the model as it is; others put a part of its weights into the adapter.
 _PLAIN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+#: Modules that have a row for each token.
+_OF_TOKENS = ("embed_tokens", "lm_head")
 _PART = re.compile(
     r"(?:base_model\.model\.)?(?P<module>.+?)\."
     r"(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector(?:\.weight)?"
@@ -96,8 +99,13 @@ class _Module:
         return 0 if rows is None or not rows.ndim else len(rows)
 
     def take(self, part: str, *shape: int) -> torch.Tensor:
-        """A part in float32. Raises DataError unless it is there, of this shape and finite."""
+        """A part in float32, without tokens beyond the model's.
+
+        Raises DataError unless it is there, of this shape and finite.
+        """
         tensor = self.parts.get(part)
+        if tensor is not None and self.ours in _OF_TOKENS and tensor.ndim == len(shape):
+            tensor = tensor[:, : shape[1]] if part == "lora_embedding_A" else tensor[: shape[0]]
         problem = "is missing" if tensor is None else unusable(tensor, shape)
         if tensor is None or problem:
             raise self.adapter.error(f"{self.name}.{part} {problem}")
@@ -133,11 +141,17 @@ def merge(checkpoint: Checkpoint, parts: list[Path], layouts: Iterable[Layout]) 
             raise adapter.error(f"{name}: a module that is not understood; {_MERGE}")
     if outside := sorted(by_module.keys() - names.keys()):
         log.info("%s: passed over, outside of the trunk: %s", adapter.path, ", ".join(outside))
-    modules = [_Module(adapter, name, names[name], parts) for name, parts in by_module.items() if name in names]
+    modules = [
+        _Module(adapter, name, ours, of_rows)
+        for name, parts in by_module.items()
+        if name in names
+        for ours, of_rows in zip(names[name], _by_rows(parts, len(names[name])), strict=True)
+    ]
     changed = {module.name for module in modules if module.rank}
     tensors = dict(checkpoint.tensors)
     try:
-        targets = {name for name, ours in names.items() if tensors[f"{ours}.weight"].ndim == 2 and config.targets(name)}
+        matrices = [name for name, (ours, *_) in names.items() if tensors[f"{ours}.weight"].ndim == 2]
+        targets = {name for name in matrices if config.targets(name)}
         for name in sorted(targets ^ changed):
             raise adapter.error(
                 f"{name} {'lacks' if name in targets else 'has'} the tensors of an adapter, "
@@ -147,7 +161,24 @@ def merge(checkpoint: Checkpoint, parts: list[Path], layouts: Iterable[Layout]) 
             _merge_module(module, config, tensors)
     except re.error as error:
         raise adapter.error(f"{_CONFIG} has a pattern that is none: {error}") from error
-    return replace(checkpoint, tensors=tensors)
+    return replace(checkpoint, architecture=_with_tied_head(checkpoint, modules), tensors=tensors)
+
+
+def _with_tied_head(checkpoint: Checkpoint, modules: Iterable[_Module]) -> Architecture:
+    """The architecture, without the language model's head if it was one tensor with an embedding that has changed.
+
+    Raises DataError if such a head has an adapter: PEFT would merge it into the embedding, too.
+    """
+    embedding, head = (checkpoint.tensors.get(f"{name}.weight") for name in _OF_TOKENS)
+    if embedding is None or head is None or not torch.equal(embedding, head):
+        return checkpoint.architecture
+    for module in modules:
+        if module.ours == "lm_head" and module.rank:
+            raise module.adapter.error(f"{module.name}: an adapter of what is one tensor with the embedding; {_MERGE}")
+        if module.ours == "embed_tokens":
+            log.warning("%s: changes the embedding; the language model's head is passed over", module.adapter.path)
+            return replace(checkpoint.architecture, lm_head=False)
+    return checkpoint.architecture
 
 
 def _config(adapter: State) -> _Config:
@@ -184,10 +215,10 @@ def _by_module(adapter: State) -> dict[str, dict[str, torch.Tensor]]:
 
 def _names(
     adapter: State, checkpoint: Checkpoint, modules: Collection[str], layouts: Iterable[Layout]
-) -> tuple[str, dict[str, str]]:
-    """What stands before the trunk's names in the adapter, and the checkpoint's name of each of its modules by that."""
+) -> tuple[str, dict[str, list[str]]]:
+    """What stands before the trunk's names in the adapter, and the checkpoint's names of each of its modules."""
     layout, places = max(
-        ((layout, _places(_modules(layout.trunk, checkpoint), modules)) for layout in layouts),
+        ((layout, _places(_modules(layout, layout.trunk, checkpoint), modules)) for layout in layouts),
         key=lambda candidate: candidate[1].total(),
     )
     if not places:
@@ -195,22 +226,34 @@ def _names(
     if len(places) > 1:
         raise adapter.error(f"changes more than one model, {' and '.join(sorted(places))}")
     [prefix] = places
-    heads = _modules(layout.heads, checkpoint)
+    trunk, heads = (_modules(layout, names, checkpoint) for names in (layout.trunk, layout.heads))
     names = {f"{around}{head}": ours for head, ours in heads.items() for around in (prefix, parent(prefix))}
     names = {name: ours for name, ours in names.items() if name in modules}
-    return prefix, names | {f"{prefix}{name}": ours for name, ours in _modules(layout.trunk, checkpoint).items()}
+    return prefix, names | {f"{prefix}{name}": ours for name, ours in trunk.items()}
 
 
-def _modules(names: Mapping[str, str], checkpoint: Checkpoint) -> dict[str, str]:
-    """The checkpoint's name of each module that has a weight, by a layout's."""
-    return {
-        theirs.removesuffix(".weight"): ours.removesuffix(".weight")
-        for theirs, ours in numbered(names, checkpoint.architecture.layers).items()
-        if ours in checkpoint.tensors and theirs.endswith(".weight")
+def _modules(layout: Layout, names: Mapping[str, str], checkpoint: Checkpoint) -> dict[str, list[str]]:
+    """The checkpoint's names of each module that has a weight, by a layout's: several where it has them in parts."""
+    modules = {}
+    for theirs, ours in names.items():
+        for layer in range(checkpoint.architecture.layers if "{}" in theirs else 1):
+            weights = [name.replace("{}", str(layer)) for name in layout.stacked.get(ours, [ours])]
+            if theirs.endswith(".weight") and all(weight in checkpoint.tensors for weight in weights):
+                module = theirs.replace("{}", str(layer)).removesuffix(".weight")
+                modules[module] = [weight.removesuffix(".weight") for weight in weights]
+    return modules
+
+
+def _by_rows(parts: Mapping[str, torch.Tensor], count: int) -> list[dict[str, torch.Tensor]]:
+    """An adapter's parts for each of the modules of which its own has the rows, one upon the other."""
+    split = {
+        part: [tensor] * count if part == "lora_A.weight" or not tensor.ndim else tensor.tensor_split(count)
+        for part, tensor in parts.items()
     }
+    return [{part: tensors[number] for part, tensors in split.items()} for number in range(count)]
 
 
-def _places(names: Mapping[str, str], modules: Iterable[str]) -> Counter[str]:
+def _places(names: Iterable[str], modules: Iterable[str]) -> Counter[str]:
     """What stands before a layout's names in the adapter's, and how many modules that makes the trunk's."""
     pairs = ((module, name) for module in modules for name in names)
     return Counter(module.removesuffix(name) for module, name in pairs if f".{module}".endswith(f".{name}"))
@@ -263,4 +306,8 @@ def _merge_module(module: _Module, config: _Config, tensors: dict[str, torch.Ten
         raise module.adapter.error(f"{module.name}, merged, {problem}")
     tensors[weight] = merged
     if "lora_B.bias" in module.parts:
+        if bias not in tensors:
+            raise module.adapter.error(
+                f"{module.name}: has a bias (lora_bias) where the model has none; train it without"
+            )
         tensors[bias] = tensors[bias].float() + module.take("lora_B.bias", rows) * scale

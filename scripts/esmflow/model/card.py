@@ -33,7 +33,7 @@ def card(path: Path) -> Card:
         numbers[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     [(dtype, _)] = numbers.most_common(1)
     architecture = checkpoint.architecture
-    return Card(path, architecture, dtype, weights.digest(parts, [], architecture), _licence(parts[0]))
+    return Card(path, architecture, dtype, weights.digest(parts, [], checkpoint.settings), _licence(parts[0]))
 
 
 def _licence(file: Path) -> str:

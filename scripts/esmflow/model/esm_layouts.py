@@ -10,21 +10,18 @@ import torch
 
 from esmflow.alphabet import MASK, PADDING, TOKENS
 from esmflow.architecture import Architecture
-from esmflow.model.esm_names import FAIR_ESM, FREQUENCIES, LAYER, LAYOUTS, NVIDIA, TRANSFORMERS
-from esmflow.model.layouts import Checkpoint, Trunk, check_vocabulary, find_trunk, unusable
+from esmflow.model.esm_names import FAIR_ESM, FREQUENCIES, LAYER, NVIDIA, ONE_BUFFER, TRANSFORMERS
+from esmflow.model.layouts import Checkpoint, Trunk, check_vocabulary, unusable
 from esmflow.model.state import State, contact_regression, open_file
 
 Shapes = Mapping[str, tuple[int, ...]]
+#: Of rotary frequencies.
+_BASE = 10000.0
 
 
-def read(state: State) -> Checkpoint | None:
-    """An ESM-1b, ESM-1v or ESM-2; None for weights of another family.
-
-    Raises DataError for such a model that is not whole, or of which something is not understood.
-    """
-    trunk = next((trunk for layout in LAYOUTS if (trunk := find_trunk(state, layout))), None)
-    if not trunk:
-        return None
+def read(trunk: Trunk) -> Checkpoint:
+    """An ESM-1b, ESM-1v or ESM-2. Raises DataError for one that is not whole, or has what is not understood."""
+    state = trunk.state
     check_vocabulary(state, TOKENS)
     if (regression := contact_regression(state.path)).exists():
         for name, tensor in open_file(regression)[0].items():
@@ -37,7 +34,7 @@ def read(state: State) -> Checkpoint | None:
     heads = _heads(trunk, embed_dim)
     if trunk.layout is NVIDIA:
         _split_qkv(trunk, heads, embed_dim)
-    shapes = _trunk_shapes(trunk, embed_dim, ffn_dim, rotary=rotary)
+    shapes = _trunk_shapes(trunk, embed_dim, ffn_dim, heads, rotary=rotary)
     trunk.check(shapes)
     lm_head, contact_head = _lm_head_shapes(embed_dim), _contact_head_shapes(trunk.layers * heads)
     has_lm_head, has_contact_head = trunk.fits(lm_head), trunk.fits(contact_head)
@@ -48,21 +45,54 @@ def read(state: State) -> Checkpoint | None:
     elif has_lm_head and trunk.layout is FAIR_ESM:
         # fair-esm does so when it loads such a file; its head and its embedding are one tensor.
         tensors["lm_head.weight"] = tensors["lm_head.weight"].index_fill(0, torch.tensor([MASK]), 0.0)
-    token_dropout, eps = state.setting("token_dropout", bool), state.setting("layer_norm_eps", float)
+    eps = state.setting("layer_norm_eps", float)
     architecture = Architecture(
         kind="ESM-2" if rotary else "ESM-1b",
         layers=trunk.layers,
         embed_dim=embed_dim,
         heads=heads,
         ffn_dim=ffn_dim,
-        token_dropout=True if token_dropout is None else token_dropout,
+        token_dropout=_token_dropout(state),
         # fair-esm counts positions from behind the padding's number; BOS and EOS take two.
         max_residues=None if rotary else _width(trunk, "embed_positions.weight", 0) - (PADDING + 1) - 2,
         lm_head=has_lm_head,
         contact_head=has_contact_head,
         norm_eps=Architecture.norm_eps if eps is None else eps,
     )
-    return Checkpoint(architecture, tensors)
+    return Checkpoint(architecture, tensors, _settings(trunk, architecture))
+
+
+def _settings(trunk: Trunk, architecture: Architecture) -> list[str]:
+    """What decides numbers and is in no tensor, where it is not as in official models; part of the weights' hash."""
+    state, buffer = trunk.state, trunk.names.get(FREQUENCIES, "")
+    settings = []
+    if state.from_config:
+        if architecture.norm_eps != Architecture.norm_eps:
+            settings.append(f"norm_eps={architecture.norm_eps}")
+        if not architecture.token_dropout:
+            settings.append("token_dropout=False")
+        if not buffer and "contact_head.regression.weight" not in trunk.names:
+            settings.append(f"heads={architecture.heads}")
+        if state.setting("qkv_weight_interleaved", bool) is False:
+            settings.append("qkv_weight_interleaved=False")
+        if not buffer and architecture.kind == "ESM-2" and (base := _rotary_base(state)) != _BASE:
+            settings.append(f"rope_theta={base}")
+        if not buffer and architecture.kind == "ESM-2" and "embed_positions.weight" in trunk.names:
+            settings.append("positions=rotary")
+    # Version 0.1 passed over this buffer: what a store has of such weights was computed with other frequencies.
+    if buffer.endswith(ONE_BUFFER) and ".self." not in buffer:
+        settings.append("frequencies=the file's")
+    return settings
+
+
+def _token_dropout(state: State) -> bool:
+    """Whether embeddings are scaled as in training. Raises DataError where nothing tells."""
+    if "token_dropout" in state.settings:
+        return bool(state.setting("token_dropout", bool))
+    # All official models have it. Of a model of its own config, transformers would take that it has not.
+    if state.settings.get("model_type") == "esm":
+        raise state.error("its settings (config.json) lack token_dropout; give the model's own config.json")
+    return True
 
 
 def _is_rotary(trunk: Trunk) -> bool:
@@ -188,12 +218,13 @@ def _split_qkv(trunk: Trunk, heads: int, embed_dim: int) -> None:
                 trunk.tensors[f"{attention}.{which}_proj.{part}"] = tensor.reshape(embed_dim, *shape[1:])
 
 
-def _trunk_shapes(trunk: Trunk, embed_dim: int, ffn_dim: int, *, rotary: bool) -> Shapes:
+def _trunk_shapes(trunk: Trunk, embed_dim: int, ffn_dim: int, heads: int, *, rotary: bool) -> Shapes:
     """The tensors that a trunk must have. Raises DataError for settings of another shape than its tensors'."""
     for name, value in (
         ("num_hidden_layers", trunk.layers),
         ("hidden_size", embed_dim),
         ("intermediate_size", ffn_dim),
+        ("head_dim", embed_dim // heads),
     ):
         if trunk.state.setting(name, int) not in (None, value):
             raise trunk.state.error(
@@ -260,4 +291,4 @@ def _rotary_base(state: State) -> float:
     base = state.setting("rope_theta", float)
     if base is not None and not base > 0:
         raise state.error(f"its settings have rope_theta {base}; give the model's own config.json")
-    return 10000.0 if base is None else base
+    return _BASE if base is None else base

@@ -7,6 +7,8 @@ from esmflow.model.layouts import Layout
 
 #: The rotary frequencies, one for all layers.
 FREQUENCIES = "layers.0.self_attn.rot_emb.inv_freq"
+#: The same where transformers has one buffer for all layers.
+ONE_BUFFER = "rotary_embeddings.inv_freq"
 #: The modules of a layer.
 LAYER = [f"self_attn.{name}_proj" for name in "qkv"] + [
     "self_attn.out_proj",
@@ -46,7 +48,7 @@ TRANSFORMERS = Layout(
     trunk={
         **_ENCODER,
         # One for all layers: as transformers 5 has it in memory, and as it saves it.
-        "rotary_embeddings.inv_freq": FREQUENCIES,
+        ONE_BUFFER: FREQUENCIES,
         "encoder.layer.*.attention.self.rotary_embeddings.inv_freq": FREQUENCIES,
         "encoder.layer.{}.attention.self.rotary_embeddings.inv_freq": "layers.{}.self_attn.rot_emb.inv_freq",
         **_both(

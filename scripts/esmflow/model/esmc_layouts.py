@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from esmflow.alphabet import TOKENS
 from esmflow.architecture import Architecture
-from esmflow.model.layouts import Checkpoint, Layout, Trunk, check_vocabulary, find_trunk
+from esmflow.model.layouts import Checkpoint, Layout, Trunk, check_vocabulary
 from esmflow.model.state import State
 
 _ALPHABET = ["|" if name == "<null_1>" else name for name in TOKENS]
@@ -16,8 +16,8 @@ _HEAD_DIM = 64
 _PARTS = ("weight", "bias")
 #: What two of the layouts have in one tensor, row upon row, and what it is made of.
 _STACKED = {
-    "self_attn.qkv_proj.weight": [f"self_attn.{which}_proj.weight" for which in "qkv"],
-    "gate_up_proj.weight": ["gate_proj.weight", "up_proj.weight"],
+    "layers.{}.self_attn.qkv_proj.weight": [f"layers.{{}}.self_attn.{which}_proj.weight" for which in "qkv"],
+    "layers.{}.gate_up_proj.weight": [f"layers.{{}}.{which}_proj.weight" for which in ("gate", "up")],
 }
 #: What transformers' config.json says of any model that its weights alone would not tell, and what it is to say.
 _SETTINGS = {"hidden_act": "silu", "rope_theta": 10000, "rope_type": "default"}
@@ -57,6 +57,7 @@ _OF_2024 = Layout(
         ),
     },
     heads=_head("sequence_head.0", "sequence_head.2", "sequence_head.3"),
+    stacked=_STACKED,
 )
 _BIOHUB = Layout(
     name="Biohub's ESM-C",
@@ -77,6 +78,7 @@ _BIOHUB = Layout(
     },
     heads=_head("lm_head.0", "lm_head.2", "lm_head.3"),
     idle=r".*\._extra_state",
+    stacked=_STACKED,
 )
 _TRANSFORMERS = Layout(
     name="transformers' ESM-C",
@@ -104,23 +106,20 @@ _TRANSFORMERS = Layout(
 LAYOUTS = [_OF_2024, _BIOHUB, _TRANSFORMERS]
 
 
-def read(state: State) -> Checkpoint | None:
-    """An ESM-C of any size; None for weights of another family.
-
-    Raises DataError for such a model that is not whole, or of which a tensor is not understood.
-    """
-    trunk = next((trunk for layout in LAYOUTS if (trunk := find_trunk(state, layout))), None)
-    if not trunk:
-        return None
+def read(trunk: Trunk) -> Checkpoint:
+    """An ESM-C of any size. Raises DataError for one that is not whole, or of which a tensor is not understood."""
+    state = trunk.state
     check_vocabulary(state, _ALPHABET)
-    _require_settings(state, trunk.layers)
     embed_dim, ffn_dim = (_columns(trunk, name) for name in ("embed_tokens.weight", "layers.0.down_proj.weight"))
+    for name in ("embed_tokens.weight", "lm_head.weight", "lm_head.bias"):
+        if name in trunk.tensors and trunk.tensors[name].ndim:
+            # Tokens beyond its own are some that no protein has.
+            trunk.tensors[name] = trunk.tensors[name][:_VOCABULARY]
     trunk.check(_shapes(trunk, embed_dim, ffn_dim))
     for layer in range(trunk.layers):
-        for stacked, names in _STACKED.items():
-            if (rows := trunk.tensors.pop(f"layers.{layer}.{stacked}", None)) is not None:
-                parts = rows.chunk(len(names))
-                trunk.tensors.update({f"layers.{layer}.{name}": part for name, part in zip(names, parts, strict=True)})
+        for stacked, names in trunk.layout.stacked.items():
+            parts = trunk.tensors.pop(stacked.format(layer)).chunk(len(names))
+            trunk.tensors.update({name.format(layer): part for name, part in zip(names, parts, strict=True)})
     head: dict[str, tuple[int, ...]] = {
         "lm_head.dense.weight": (embed_dim, embed_dim),
         **{f"lm_head.{name}": (embed_dim,) for name in ("dense.bias", "layer_norm.weight", "layer_norm.bias")},
@@ -139,7 +138,9 @@ def read(state: State) -> Checkpoint | None:
         contact_head=False,
         vocabulary=_VOCABULARY,
     )
-    return Checkpoint(architecture, trunk.tensors)
+    _require_settings(state, architecture)
+    usual = architecture.head_dim == _HEAD_DIM
+    return Checkpoint(architecture, trunk.tensors, [] if usual else [f"heads={architecture.heads}"])
 
 
 def _columns(trunk: Trunk, name: str) -> int:
@@ -171,7 +172,8 @@ def _shapes(trunk: Trunk, embed_dim: int, ffn_dim: int) -> dict[str, tuple[int, 
 
 
 def _heads(state: State, embed_dim: int) -> int:
-    heads = state.setting("num_attention_heads", int)
+    counts = [state.setting(name, int) for name in ("num_attention_heads", "n_heads")]
+    heads = next((count for count in counts if count is not None), None)
     if heads is None and embed_dim % _HEAD_DIM == 0:
         heads = embed_dim // _HEAD_DIM
     if heads is None or heads < 1 or embed_dim % (2 * heads):
@@ -182,10 +184,17 @@ def _heads(state: State, embed_dim: int) -> int:
     return heads
 
 
-def _require_settings(state: State, layers: int) -> None:
+def _require_settings(state: State, architecture: Architecture) -> None:
     """Raise DataError if config.json tells of another model than the one that is computed."""
     rope = state.settings.get("rope_parameters")
     settings = {**state.settings, **(rope if isinstance(rope, dict) else {})}
-    for name, value in {**_SETTINGS, "num_hidden_layers": layers}.items():
+    shape = {
+        **dict.fromkeys(("num_hidden_layers", "n_layers"), architecture.layers),
+        **dict.fromkeys(("hidden_size", "d_model"), architecture.embed_dim),
+        **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_heads"), architecture.heads),
+        "head_dim": architecture.head_dim,
+        "intermediate_size": architecture.ffn_dim,
+    }
+    for name, value in {**_SETTINGS, **shape}.items():
         if settings.get(name) not in (None, value):
             raise state.error(f"its settings (config.json) have {name}: {settings[name]}, and this ESM-C has {value}")

@@ -1,15 +1,14 @@
 """How files name a trunk's tensors: finding the trunk by its names, and checking each of its tensors.
 
-A family's own file has its `Layout`s, and a function `read(state)` that gives a `Checkpoint`, or None for weights of
-another family.
+A family's own file has its `LAYOUTS`, and a function `read(trunk)` that makes a `Checkpoint` of a trunk in one of them.
 """
 
 import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -54,6 +53,8 @@ class Checkpoint:
 
     architecture: Architecture
     tensors: Mapping[str, torch.Tensor]
+    settings: Sequence[str] = ()
+    """What decides its numbers and is in none of its files' tensors, where it is not as in official models."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ class Layout:
     """The same of heads that may be there or not, in the trunk's module or in the one around it."""
     idle: str = r"(?!)"
     """A pattern of names within the trunk that no number depends on."""
+    stacked: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Of tensors that the family has in parts, row upon row: the names of those."""
 
 
 @dataclass(frozen=True)
@@ -117,37 +120,46 @@ class Trunk:
         )
 
 
-def find_trunk(state: State, layout: Layout) -> Trunk | None:
-    """The trunk in this layout, whatever stands before its names; None if there is none.
+def find_trunk(state: State, layouts: Iterable[Layout]) -> Trunk | None:
+    """The trunk in one of these layouts, whatever stands before its names; None if there is none.
 
     What lies outside of it is named in the log. Raises DataError for more than one trunk, and for a tensor within it
     that is not understood, by its name.
     """
-    layer = re.compile(rf"((?:.+?\.)??){_any_number(layout.layer)}")
-    matches = [match for name in state.tensors if (match := layer.match(name))]
-    prefixes = sorted({match[1] for match in matches})
-    if not prefixes:
+    trunks = []
+    for layout in layouts:
+        pattern = re.compile(rf"((?:.+?\.)??){_any_number(layout.layer)}")
+        matches = [match for match in map(pattern.match, state.tensors) if match]
+        layers = 1 + max((int(match[2]) for match in matches), default=0)
+        trunks += [(prefix, layout, layers) for prefix in {match[1] for match in matches}]
+    if len(trunks) > 1:
+        places = sorted(f"{prefix or 'the top'} ({layout.name})" for prefix, layout, _ in trunks)
+        raise state.error(f"holds more than one model, at {' and '.join(places)}; save the one that is meant alone")
+    if not trunks:
         return None
-    if len(prefixes) > 1:
-        raise state.error(
-            f"holds more than one model, at {' and '.join(prefix or 'the top' for prefix in prefixes)}; "
-            "save the one that is meant alone"
-        )
-    layers = 1 + max(int(match[2]) for match in matches)
-    around = parent(prefixes[0])
+    [(prefix, layout, layers)] = trunks
+    if layers > len(state.tensors):
+        raise state.error(f"has tensors of a layer {layers - 1}, but only {len(state.tensors)}; give the whole model")
+    return _trunk(state, layout, prefix, layers)
+
+
+def _trunk(state: State, layout: Layout, prefix: str, layers: int) -> Trunk:
+    """The tensors of a trunk that has so many layers, and this before its names."""
+    around = parent(prefix)
     trunk, heads = (numbered(names, layers) for names in (layout.trunk, layout.heads))
     tensors: dict[str, torch.Tensor] = {}
     names: dict[str, str] = {}
     outside: Counter[str] = Counter()
     for name, tensor in state.tensors.items():
-        inner = name.removeprefix(prefixes[0]) if name.startswith(prefixes[0]) else ""
-        ours = trunk.get(inner) or heads.get(inner) or heads.get(name.removeprefix(around))
+        inner = name.removeprefix(prefix) if name.startswith(prefix) else ""
+        head = name.removeprefix(around) if name.startswith(around) else ""
+        ours = trunk.get(inner) or heads.get(inner) or heads.get(head)
         if ours and ours not in tensors:
             tensors[ours], names[ours] = tensor, name
         elif advice := next((advice for pattern, advice in _ADDED if pattern.search(name)), None):
             raise state.error(f"{name} {advice}")
         elif not inner or is_head(inner):
-            outside[(prefixes[0] if inner else "") + (inner or name).partition(".")[0]] += 1
+            outside[(prefix if inner else "") + (inner or name).partition(".")[0]] += 1
         elif not re.fullmatch(layout.idle, inner):
             raise state.error(f"{name}: a tensor within the model that is not understood; give a plain ESM model")
     if outside:

@@ -1,7 +1,9 @@
 """What weights files hold, as they hold it: tensors by name, and the settings that lie with them."""
 
 import argparse
+import io
 import json
+import pathlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,11 +28,19 @@ OF_DIRECTORY = [
 ]
 #: What transformers keeps a model's settings in, beside its weights.
 SETTINGS = "config.json"
+#: What PEFT keeps an adapter's settings in.
+ADAPTER_CONFIG = "adapter_config.json"
 #: Modules that wrappers put between a module and its parameters, wherever they wrap one.
 _WRAPPER = re.compile(r"(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 #: What checkpoints may hold besides tensors: arguments, and numbers of NumPy, such as a loss. None of it runs code.
 _SAFE: list[Any] = [
     argparse.Namespace,
+    io.BytesIO,
+    *(
+        (kind, f"{module}.{kind.__name__}")
+        for module in ("pathlib", "pathlib._local")
+        for kind in (pathlib.PosixPath, pathlib.PurePosixPath)
+    ),
     np.dtype,
     np.ndarray,
     *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")),
@@ -40,9 +50,14 @@ _SAFE: list[Any] = [
         for name, function in (("scalar", multiarray.scalar), ("_reconstruct", multiarray._reconstruct))
     ),
 ]
+#: What a trainer keeps an optimizer's state under: tensors that may bear the names of those they are for.
+_OPTIMIZER = re.compile(r"optim(izer)?s?(_states?)?(_dict)?")
 #: What some files begin with that are taken for weights, and what to do then.
 _NO_WEIGHTS = [
-    (rb"\s*<", "is a web page, not weights; download the file again, past any page that asks for a login"),
+    (
+        rb"(\xef\xbb\xbf)?\s*[<{]",
+        "is a web page or a server's message, not weights; download it again, past any page that asks for a login",
+    ),
     (rb"version https://git-lfs", "is Git LFS's pointer to the file, not the file; fetch it with git lfs pull"),
 ]
 
@@ -57,10 +72,12 @@ class State:
     """By the names that they have there, without what torch's wrappers put between."""
     settings: Mapping[str, object]
     """fair-esm's own arguments within the file, else what config.json beside it says."""
+    from_config: bool = False
+    """Whether they are of config.json."""
 
     def error(self, text: str) -> DataError:
-        """An error about these weights."""
-        return DataError(f"{self.path}: {text}")
+        """An error about these weights, on one line whatever names they have."""
+        return DataError("".join(char if char.isprintable() else "?" for char in f"{self.path}: {text}"))
 
     def setting(self, name: str, kind: type[_Value]) -> _Value | None:
         """A setting, None if there is none. Raises DataError if it is of another kind."""
@@ -85,7 +102,7 @@ def weight_files(path: Path) -> list[Path]:
         return [path]
     present = [path / name for name in OF_DIRECTORY if (path / name).exists()]
     if not present:
-        if (path / "adapter_config.json").exists():
+        if (path / ADAPTER_CONFIG).exists():
             raise DataError(
                 f"{path}: holds an adapter without the model it adapts; "
                 "give this directory as 'adapter' and the model as 'weights'"
@@ -122,7 +139,7 @@ def open_state(parts: list[Path]) -> State:
         settings |= arguments
     config = parts[0].with_name(SETTINGS)
     if not settings and config.exists():
-        settings = read_object(config)
+        return State(parts[0], tensors, read_object(config), from_config=True)
     return State(parts[0], tensors, settings)
 
 
@@ -174,23 +191,25 @@ def _content(path: Path) -> object:
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # Of a damaged file, torch and safetensors raise nearly everything.
         reason = " ".join(str(error).split())
-        if code := re.search(r"GLOBAL (\S+)", reason):
+        if code := re.search(r"GLOBAL (\S+)|got <class '(\S+)'>", reason):
             raise DataError(
-                f"{path}: holds objects of Python besides tensors ({code[1]}), which is not safe to read; "
+                f"{path}: holds objects of Python besides tensors ({code[1] or code[2]}), which is not safe to read; "
                 "save the weights alone: torch.save(model.state_dict(), path) or model.save_pretrained(directory)"
             ) from error
+        # What torch says of any file that is none of its own tells a reader nothing.
+        told = "" if reason.startswith("Weights only load failed") else f" ({reason[:80] or 'it ends too early'})"
         raise DataError(
-            f"{path}: weights file is cut short or damaged, or not one of .pt, .bin and .safetensors "
-            f"({reason[:80] or 'it ends too early'}); fetch it again"
+            f"{path}: weights file is cut short or damaged, or not one of .pt, .bin and .safetensors{told}; "
+            "fetch it again"
         ) from error
 
 
 def _flat(content: Mapping[object, object], prefix: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors in dictionaries within each other, by their way."""
+    """All tensors in dictionaries within each other, by their way, but those of an optimizer."""
     for key, value in content.items():
         if isinstance(value, torch.Tensor):
             yield f"{prefix}{key}", value
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and not _OPTIMIZER.fullmatch(str(key)):
             yield from _flat(value, f"{prefix}{key}.")
 
 
@@ -211,6 +230,9 @@ def _fairseq_settings(content: Mapping[object, object]) -> dict[str, object]:
         "token_dropout": "token_dropout",
     }
     settings: dict[str, object] = {new: values[old] for old, new in names.items() if old in values}
+    if not isinstance(cfg, dict):
+        # As fair-esm takes it where the file does not say.
+        settings.setdefault("token_dropout", False)
     if settings:
         settings["position_embedding_type"] = "rotary" if isinstance(cfg, dict) else "absolute"
     return settings

@@ -6,16 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from esmflow import files
-from esmflow.architecture import Architecture
 from esmflow.errors import DataError
-from esmflow.model import esm_layouts, esmc_layouts
+from esmflow.model import esm_layouts, esm_names, esmc_layouts
 from esmflow.model.adapters import adapter_files, merge
-from esmflow.model.layouts import Checkpoint
-from esmflow.model.state import State, open_state, weight_files
+from esmflow.model.layouts import Checkpoint, find_trunk
+from esmflow.model.state import ADAPTER_CONFIG, State, open_state, weight_files
 from esmflow.planned_model import Descriptor
 
-#: Each family's own file, asked in turn.
-_FAMILIES = [esm_layouts, esmc_layouts]
+#: Each family's layouts, and what reads a trunk in one of them.
+_FAMILIES = [(esm_names.LAYOUTS, esm_layouts.read), (esmc_layouts.LAYOUTS, esmc_layouts.read)]
+#: What models of other kinds, which have parts of the same names, are known by.
+_OTHERS = {
+    r"\.row_self_attention\.": "an MSA Transformer",
+    r"(^|\.)embed_out(\.|$)|\.self_attn\.bias_k$": "an ESM-1",
+    r"(^|\.)gvp_encoder\.": "an ESM-IF1",
+    r"\.geom_attn\.": "an ESM3",
+    r"(^|\.)trunk\.structure_module\.": "an ESMFold",
+}
 
 
 def describe(name: str, path: Path, adapter: Path | None = None) -> Descriptor:
@@ -24,46 +31,53 @@ def describe(name: str, path: Path, adapter: Path | None = None) -> Descriptor:
     Raises DataError for what cannot be used.
     """
     parts, of_adapter = weight_files(path), adapter_files(adapter) if adapter else []
-    architecture = read(parts, of_adapter).architecture
+    if not adapter and path.is_dir() and (path / ADAPTER_CONFIG).exists():
+        raise DataError(
+            f"{path}: has an adapter beside the model, which transformers would apply; "
+            f"give this directory as 'adapter', too, or the path of {parts[0].name} for the model alone"
+        )
+    checkpoint = read(parts, of_adapter)
     return Descriptor(
         name,
         [str(part) for part in parts],
         stamp([*parts, *of_adapter]),
-        digest(parts, of_adapter, architecture),
-        architecture,
+        digest(parts, of_adapter, checkpoint.settings),
+        checkpoint.architecture,
         [str(part) for part in of_adapter],
+        settings=[*checkpoint.settings],
     )
 
 
 def load(descriptor: Descriptor) -> Checkpoint:
-    """Read the weights that a descriptor tells of. Raises DataError if they cannot be read."""
-    return read([Path(part) for part in descriptor.files], [Path(part) for part in descriptor.adapter])
+    """Read the weights that a descriptor tells of. Raises DataError if they cannot be read, or are others by now."""
+    parts, of_adapter = _files(descriptor)
+    checkpoint = read(parts, of_adapter)
+    if (checkpoint.architecture, [*checkpoint.settings]) != (descriptor.architecture, descriptor.settings):
+        raise _changed(parts[0])
+    return checkpoint
 
 
 def require_unchanged(descriptor: Descriptor) -> None:
     """Raise DataError unless the weights are there, and those that the descriptor tells of."""
-    parts, of_adapter = [Path(file) for file in descriptor.files], [Path(file) for file in descriptor.adapter]
+    parts, of_adapter = _files(descriptor)
     if absent := [part for part in [*parts, *of_adapter] if not part.exists()]:
         raise DataError(f"{absent[0]}: weights are missing; run again with --forcerun fetch_model")
     if stamp([*parts, *of_adapter]) == descriptor.stamp:
         return
-    if digest(parts, of_adapter, descriptor.architecture) != descriptor.sha256:
-        raise DataError(
-            f"{parts[0]}: weights have changed since they were fetched; run again with --forcerun fetch_model"
-        )
+    if digest(parts, of_adapter, descriptor.settings) != descriptor.sha256:
+        raise _changed(parts[0])
 
 
-def digest(parts: list[Path], adapter: list[Path], architecture: Architecture) -> str:
+def digest(parts: list[Path], adapter: list[Path], settings: Sequence[str]) -> str:
     """What keys the store: SHA-256 of a weights file in hexadecimal, or of the SHA-256s of all that makes the weights.
 
-    What config.json beside them says of LayerNorms is in no tensor, and so counts here unless it is as usual.
+    settings: the checkpoint's, which count because they are in no tensor.
     """
     hashes = [files.sha256(part) for part in parts]
     if len(parts) > 1:
         hashes = [_sha256_of_text("".join(hashes))]
     hashes += [files.sha256(part) for part in adapter]
-    if architecture.norm_eps != Architecture.norm_eps:
-        hashes.append(f"norm_eps={architecture.norm_eps}")
+    hashes += settings
     return hashes[0] if len(hashes) == 1 else _sha256_of_text("".join(hashes))
 
 
@@ -80,10 +94,28 @@ def read(parts: list[Path], adapter: Sequence[Path] = ()) -> Checkpoint:
     anything within the trunk that is not understood.
     """
     state = open_state(parts)
-    for family in _FAMILIES:
-        if checkpoint := family.read(state):
-            return merge(checkpoint, [*adapter], family.LAYOUTS) if adapter else checkpoint
-    raise _other_model(state)
+    try:
+        trunk = find_trunk(state, [layout for layouts, _ in _FAMILIES for layout in layouts])
+        if not trunk:
+            raise _other_model(state)
+        [(layouts, read_trunk)] = [family for family in _FAMILIES if trunk.layout in family[0]]
+        checkpoint = read_trunk(trunk)
+    except DataError as error:
+        for pattern, kind in _OTHERS.items():
+            if name := next(filter(re.compile(pattern).search, state.tensors), None):
+                advice = "which cannot be used; give an ESM-2, ESM-1b, ESM-1v or ESM-C"
+                raise state.error(f"holds {kind} ({name}), {advice}") from error
+        raise
+    return merge(checkpoint, [*adapter], layouts) if adapter else checkpoint
+
+
+def _files(descriptor: Descriptor) -> tuple[list[Path], list[Path]]:
+    """The files of the weights, and those of the adapter."""
+    return [Path(part) for part in descriptor.files], [Path(part) for part in descriptor.adapter]
+
+
+def _changed(file: Path) -> DataError:
+    return DataError(f"{file}: weights have changed since they were fetched; run again with --forcerun fetch_model")
 
 
 def _sha256_of_text(text: str) -> str:

@@ -5,6 +5,7 @@ import shutil
 import warnings
 from pathlib import Path
 
+import peft
 import pytest
 import reference
 import torch
@@ -39,14 +40,17 @@ CONFIGS: dict[str, dict[str, object]] = {
     "all but some": {"target_modules": ["query", "dense"], "exclude_modules": ["intermediate.dense"]},
     "embeddings": {"target_modules": ["word_embeddings", "query"]},
     "a norm saved whole": {"target_modules": ["query"], "modules_to_save": ["emb_layer_norm_after"]},
+    "embeddings saved whole": {"target_modules": ["query"], "modules_to_save": ["word_embeddings"]},
+    "new tokens": {"target_modules": ["word_embeddings", "query"], "tokens": 35},
+    "new tokens saved whole": {"target_modules": ["query"], "modules_to_save": ["word_embeddings"], "tokens": 35},
 }
 
 
 def adapted(directory: Path, **settings: object) -> tuple[Path, Path, Vectors]:
     """Weights, an adapter of random numbers as PEFT saves it, and what fair-esm makes of PEFT's merged model."""
     base, adapter = directory / "base", directory / "adapter"
-    kind = TASKS[settings.get("task_type")]  # type: ignore[index]
-    transformers_esm2(kind).save_pretrained(base)
+    kind, tokens = TASKS[settings.get("task_type")], settings.pop("tokens", 33)  # type: ignore[index]
+    transformers_esm2(kind, vocab_size=tokens).save_pretrained(base)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = get_peft_model(kind.from_pretrained(base), LoraConfig(**{"r": 4, "lora_alpha": 16} | settings))
@@ -63,7 +67,7 @@ def adapted(directory: Path, **settings: object) -> tuple[Path, Path, Vectors]:
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_an_adapter_gives_the_vectors_of_peft_s_merged_model(tmp_path: Path, config: str) -> None:
-    base, adapter, expected = adapted(tmp_path, **CONFIGS[config])
+    base, adapter, expected = adapted(tmp_path, **dict(CONFIGS[config]))
     assert_vectors(base, expected, adapter)
     with pytest.raises(AssertionError):
         assert_vectors(base, expected)
@@ -161,6 +165,41 @@ def test_a_config_that_does_not_fit_or_is_not_understood_is_refused(
     base, adapter, _ = copied
     change_config(adapter, **settings)
     assert reason in refusal(base, adapter)
+
+
+def saved_by_peft(directory: Path, kind: type[transformers.PreTrainedModel], config: object) -> tuple[Path, Path]:
+    """Weights, and an adapter for them."""
+    transformers_esm2(kind).save_pretrained(directory / "base")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        get_peft_model(kind.from_pretrained(directory / "base"), config).save_pretrained(directory / "adapter")
+    return directory / "base", directory / "adapter"
+
+
+OTHER_KINDS = {
+    "IA3": peft.IA3Config(target_modules=["key", "output.dense"], feedforward_modules=["output.dense"]),
+    "ADALORA": peft.AdaLoraConfig(target_modules=["query"], total_step=9, init_r=4),
+    "VERA": peft.VeraConfig(target_modules=["query"], r=4),
+    "LOHA": peft.LoHaConfig(target_modules=["query"], r=4),
+    "OFT": peft.OFTConfig(target_modules=["query"], r=4, oft_block_size=0),
+    "LN_TUNING": peft.LNTuningConfig(target_modules=["LayerNorm"]),
+    "PREFIX_TUNING": peft.PrefixTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=4),
+    "PROMPT_TUNING": peft.PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=4),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_KINDS)
+def test_another_kind_of_adapter_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    assert f"kind {kind}," in refusal(*saved_by_peft(tmp_path, transformers.EsmModel, OTHER_KINDS[kind]))
+
+
+def test_the_head_that_is_one_tensor_with_the_embedding_is_adapted_with_it_or_not_at_all(tmp_path: Path) -> None:
+    embedding = LoraConfig(target_modules=["word_embeddings"], init_lora_weights=False)
+    saved = saved_by_peft(tmp_path / "embedding", transformers.EsmForMaskedLM, embedding)
+    assert weights.describe("m", saved[0]).architecture.lm_head
+    assert not weights.describe("m", *saved).architecture.lm_head
+    head = LoraConfig(target_modules=["query", "decoder"], init_lora_weights=False)
+    assert "lm_head.decoder" in refusal(*saved_by_peft(tmp_path / "head", transformers.EsmForMaskedLM, head))
 
 
 QUERY = "base_model.model.esm.encoder.layer.1.attention.self.query"

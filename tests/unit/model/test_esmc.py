@@ -167,6 +167,69 @@ def test_an_adapter_is_merged_into_whatever_layout_as_peft_merges_it(tmp_path: P
     assert_equal(embedded, [esmc.represent_fully(merged, "MKTAYIAK")], outputs)
 
 
+class Of2024(torch.nn.Module):
+    """An ESM-C of 3 layers with the modules that the files of 2024 are named by, as far as PEFT looks at them."""
+
+    def __init__(self, dim: int = 128, ffn_dim: int = 192) -> None:
+        super().__init__()
+        nn = torch.nn
+        self.embed, self.transformer = nn.Embedding(64, dim), nn.Module()
+        self.transformer.norm = nn.LayerNorm(dim, bias=False)
+        self.transformer.blocks = nn.ModuleList(nn.Module() for _ in range(3))
+        for block in self.transformer.blocks:
+            block.attn = nn.Module()
+            block.attn.layernorm_qkv = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 3 * dim, bias=False))
+            block.attn.q_ln, block.attn.k_ln = nn.LayerNorm(dim, bias=False), nn.LayerNorm(dim, bias=False)
+            block.attn.out_proj = nn.Linear(dim, dim, bias=False)
+            up, down = nn.Linear(dim, 2 * ffn_dim, bias=False), nn.Linear(ffn_dim, dim, bias=False)
+            block.ffn = nn.Sequential(nn.LayerNorm(dim), up, nn.Identity(), down)
+        self.sequence_head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.LayerNorm(dim), nn.Linear(dim, 64))
+
+
+@pytest.mark.parametrize("layout", ["2024", "biohub", "transformers"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"target_modules": ["layernorm_qkv.1", "out_proj", "ffn.1", "ffn.3"]},
+        {"target_modules": ["layernorm_qkv.1", "ffn.1"], "use_dora": True},
+        {"target_modules": ["layernorm_qkv.1"], "rank_pattern": {"blocks.1.attn.layernorm_qkv.1": 6}},
+        {"target_modules": ["out_proj"], "modules_to_save": ["layernorm_qkv"]},
+    ],
+    ids=str,
+)
+def test_an_adapter_of_fused_modules_is_merged_into_whatever_layout(
+    tmp_path: Path, layout: str, settings: dict[str, object]
+) -> None:
+    for name in ("model", "adapter"):
+        (tmp_path / name).mkdir()
+    base, fused, outputs = esmc.tiny_esmc(), Of2024(), every_output(3)
+    written = esmc.write(tmp_path / "model", base, layout)
+    fused.load_state_dict(esmc.of_2024(base))
+    adapted = peft.get_peft_model(fused, peft.LoraConfig(r=4, lora_alpha=16, **settings))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    adapted.save_pretrained(tmp_path / "adapter")
+    expected = esmc.tiny_esmc()
+    esmc.load_2024(expected, adapted.merge_and_unload().state_dict())
+    checkpoint = weights.read(weight_files(written), adapter_files(tmp_path / "adapter"))
+    embedded = Engine(Esm(checkpoint, CPU)).embed([b"MKTAYIAK"], outputs)
+    assert_equal(embedded, [esmc.represent_fully(expected, "MKTAYIAK")], outputs)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_an_adapter_s_bias_where_the_model_has_none_is_refused(tmp_path: Path) -> None:
+    for name in ("model", "adapter"):
+        (tmp_path / name).mkdir()
+    base = esmc.tiny_esmc()
+    written = esmc.write(tmp_path / "model", base, "transformers")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], lora_bias=True)
+    peft.get_peft_model(base, config).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(DataError, match=r"q_proj.*lora_bias"):
+        weights.read(weight_files(written), adapter_files(tmp_path / "adapter"))
+
+
 @pytest.mark.parametrize("dims", [(64, 100), (192, 512)])
 def test_sizes_are_those_of_the_tensors(tmp_path: Path, dims: tuple[int, int]) -> None:
     sized = esmc.tiny_esmc(layers=2, embed_dim=dims[0], ffn_dim=dims[1])
@@ -234,6 +297,11 @@ def test_a_tensor_that_cannot_be_is_refused_by_name(
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"rope_parameters": {"rope_theta": 500000.0, "rope_type": "default"}}, "rope_theta"),
         ({"num_hidden_layers": 4}, "num_hidden_layers"),
+        ({"intermediate_size": 64}, "intermediate_size"),
+        ({"hidden_size": 64}, "hidden_size"),
+        ({"head_dim": 32}, "head_dim"),
+        ({"num_key_value_heads": 1}, "num_key_value_heads"),
+        ({"n_layers": 30}, "n_layers"),
     ],
 )
 def test_settings_of_another_model_are_refused(
@@ -254,6 +322,14 @@ def test_the_heads_of_a_width_that_is_no_multiple_of_64_are_those_of_the_setting
     (tmp_path / "config.json").unlink()
     with pytest.raises(DataError, match="heads"):
         read(tmp_path)
+
+
+def test_tokens_that_were_added_do_not_change_the_others(tmp_path: Path, model: torch.nn.Module) -> None:
+    grown = esmc.tiny_esmc()
+    grown.resize_token_embeddings(66)
+    grown.save_pretrained(tmp_path)
+    outputs = every_output(3, "logits")
+    assert_equal(embed(tmp_path, ["MKTAYIAK"], outputs), [esmc.represent_fully(model, "MKTAYIAK")], outputs)
 
 
 def test_a_qwen_of_the_same_names_is_none(tmp_path: Path) -> None:

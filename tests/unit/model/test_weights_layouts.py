@@ -1,8 +1,11 @@
 """Weights as other programs save them: every name that a trunk goes by gives the vectors of fair-esm's module."""
 
+import hashlib
+import io
 import json
 import logging
 import shutil
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,10 +25,11 @@ from checkpoints import (
     vectors,
 )
 from esmflow.engine.engine import Engine
+from esmflow.errors import DataError
 from esmflow.model import weights
 from esmflow.model.trunk import Esm
 from esmflow.representation import Output
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 State = dict[str, torch.Tensor]
 
@@ -103,6 +107,62 @@ def test_the_config_s_epsilon_and_rotary_base_are_those_of_the_model(tmp_path: P
     assert weights.describe("m", usual).sha256 != weights.describe("m", tmp_path).sha256
 
 
+def save_without_what_tells(directory: Path) -> None:
+    """A model of transformers whose config.json alone says how many heads, and positions of which kind it has."""
+    transformers_esm2(transformers.EsmModel).save_pretrained(directory)
+    state = load_file(directory / "model.safetensors")
+    kept = {name: t for name, t in state.items() if not name.endswith("inv_freq") and "contact_head" not in name}
+    positions = {"embeddings.position_embeddings.weight": torch.randn(1026, 48)}
+    save_file(kept | positions, directory / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"token_dropout": False},
+        {"token_dropout": None},
+        {"layer_norm_eps": 1e-12},
+        {"rope_theta": 500.0},
+        {"num_attention_heads": 2},
+        {"position_embedding_type": "absolute"},
+    ],
+    ids=str,
+)
+def test_what_config_json_alone_says_is_followed_and_keyed(tmp_path: Path, settings: dict[str, object]) -> None:
+    save_without_what_tells(tmp_path)
+    before = weights.describe("m", tmp_path)
+    text = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(text | settings))
+    model = transformers.EsmModel.from_pretrained(tmp_path).eval()
+    means = vectors(tmp_path, 3)[Output(3, "mean")]
+    for row, sequence in enumerate(SEQUENCES):
+        _, _, tokens = reference.ALPHABET.get_batch_converter()([("", sequence)])
+        with torch.no_grad():
+            states = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
+        mean = states[0, 1:-1].mean(0).numpy()
+        assert np.linalg.norm(means[row] - mean) <= 1e-5 * np.linalg.norm(mean)
+    assert weights.describe("m", tmp_path).sha256 != before.sha256
+    with pytest.raises(DataError, match="changed"):
+        weights.load(before)
+
+
+def test_a_file_with_one_buffer_of_the_model_alone_is_not_what_version_0_1_took_it_for(
+    tmp_path: Path, plain: State
+) -> None:
+    for wrapper, stays in [
+        ("plain", True),
+        ("lightning", True),
+        ("star", True),
+        ("half", True),
+        ("one buffer", False),
+    ]:
+        path = tmp_path / f"{wrapper}.pt"
+        torch.save(WRAPPERS[wrapper](dict(plain)), path)
+        config_beside(tmp_path)
+        of_file = hashlib.sha256(path.read_bytes()).hexdigest()
+        assert (weights.describe("m", path).sha256 == of_file) == stays, wrapper
+
+
 def renamed(change: Callable[[str], str]) -> Callable[[State], State]:
     return lambda state: {change(name): tensor for name, tensor in state.items()}
 
@@ -176,6 +236,15 @@ WRAPPERS: dict[str, Callable[[State], object]] = {
         "epoch": 3,
         "model_state_dict": state,
         "optimizer_state_dict": {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 0.1}]},
+    },
+    "an optimizer that goes by names": lambda state: {
+        "model": state,
+        "optimizer": {"state": {name: {"exp_avg": torch.ones_like(t)} for name, t in state.items()}},
+    },
+    "arguments of a trainer": lambda state: {
+        "state_dict": state,
+        "hyper_parameters": {"args": Namespace(lr=1e-4), "root": Path("/data"), "steps": {1, 2}, "dtype": torch.half},
+        "log": io.BytesIO(b"text"),
     },
     "figures of NumPy": lambda state: {
         "model": state,
