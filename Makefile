@@ -13,7 +13,7 @@ demo: .venv/run
 	$(BIN)/python scripts/summary.py results/demo
 
 test: .venv/dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 # Needs root, and says why it skips without.
 test-slurm: .venv/dev

@@ -11,15 +11,37 @@ from pathlib import Path
 import pytest
 import yaml
 from Bio import SeqIO
+from filelock import FileLock
 
 # Before torch is imported: on a busy machine, OpenMP threads that spin while they wait take a hundred times longer.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from esmflow.model.fetch import fetch
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build"
 DEMO = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())["models"]["esm2_8M"]
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """A directory of that name which is filled once, by whichever of pytest's processes comes first."""
+    top = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        top = top.parent
+
+    def get(name: str, fill: Callable[[Path], None]) -> Path:
+        directory, done = top / name, top / f"{name}.done"
+        with FileLock(top / f"{name}.lock"):
+            if not done.exists():
+                directory.mkdir()
+                fill(directory)
+                done.touch()
+        return directory
+
+    return get
 
 
 @pytest.fixture(scope="session")
@@ -33,13 +55,15 @@ def esm2_8m() -> Path:
 def uniprot() -> list[str]:
     """Real proteins: 20,000 of Debian's mmseqs2-examples, or where that cannot be had, those of the demo."""
     name = Path("usr/share/doc/mmseqs2/example-data/DB.fasta.gz")
-    found = [path for path in (Path("/") / name, BUILD / "debian" / name) if path.exists()]
-    if not found and shutil.which("apt-get") and shutil.which("dpkg-deb"):
-        (BUILD / "debian").mkdir(parents=True, exist_ok=True)
-        subprocess.run(["apt-get", "download", "mmseqs2-examples"], cwd=BUILD, capture_output=True, check=False)
-        for package in BUILD.glob("mmseqs2-examples_*.deb"):
-            subprocess.run(["dpkg-deb", "-x", package, BUILD / "debian"], check=True)
-        found = [path for path in [BUILD / "debian" / name] if path.exists()]
+    places = [Path("/") / name, BUILD / "debian" / name]
+    BUILD.mkdir(exist_ok=True)
+    with FileLock(BUILD / "debian.lock"):
+        if not any(map(Path.exists, places)) and shutil.which("apt-get") and shutil.which("dpkg-deb"):
+            (BUILD / "debian").mkdir(exist_ok=True)
+            subprocess.run(["apt-get", "download", "mmseqs2-examples"], cwd=BUILD, capture_output=True, check=False)
+            for package in BUILD.glob("mmseqs2-examples_*.deb"):
+                subprocess.run(["dpkg-deb", "-x", package, BUILD / "debian"], check=True)
+    found = [path for path in places if path.exists()]
     source = found[0] if found else ROOT / "config" / "demo" / "demo_b.fasta.gz"
     with gzip.open(source, "rt") as file:
         sequences = [str(record.seq).upper() for record in SeqIO.parse(file, "fasta")]

@@ -37,7 +37,7 @@ def bad_and_odd(sequence: str, other: str) -> list[Entry]:
 
 
 @pytest.fixture(scope="session")
-def baseline(esm2_8m: Path, uniprot: list[str], tmp_path_factory: pytest.TempPathFactory) -> Baseline:
+def baseline(esm2_8m: Path, uniprot: list[str], once: Callable[[str, Callable[[Path], None]], Path]) -> Baseline:
     draw = random.Random(7)
     unique = sorted(set(uniprot))
     short = draw.sample([sequence for sequence in unique if 60 <= len(sequence) <= MAX_LENGTH], 145)
@@ -49,9 +49,6 @@ def baseline(esm2_8m: Path, uniprot: list[str], tmp_path_factory: pytest.TempPat
     second = [plain(f"q{number}", sequence) for number, sequence in enumerate(short[60:130] + long[3:])]
     second.insert(1, Entry("bad", short[0] + "-", reason="gap"))
     draw.shuffle(second)
-    work = Workspace(tmp_path_factory.mktemp("baseline"))
-    rows = [("a", work.write_fasta("a.fasta", first)), ("b", work.write_fasta("b.fasta", second))]
-    work.write_samples(rows)
     model = {
         "weights": str(esm2_8m),
         "layers": [0, -1],
@@ -59,9 +56,15 @@ def baseline(esm2_8m: Path, uniprot: list[str], tmp_path_factory: pytest.TempPat
         "long_sequences": "truncate",
         "max_length": MAX_LENGTH,
     }
-    work.write_config({MODEL: model}, sharding={"target_minutes": 0.0012})
-    work.run()
-    return Baseline(work, {"a": first, "b": second}, short[132:])
+
+    def run(directory: Path) -> None:
+        work = Workspace(directory)
+        rows = [("a", work.write_fasta("a.fasta", first)), ("b", work.write_fasta("b.fasta", second))]
+        work.write_samples(rows)
+        work.write_config({MODEL: model}, sharding={"target_minutes": 0.0012})
+        work.run()
+
+    return Baseline(Workspace(once("baseline", run)), {"a": first, "b": second}, short[132:])
 
 
 @pytest.fixture(scope="session")
@@ -114,15 +117,17 @@ rule list_tables:
 
 
 @pytest.fixture(scope="session")
-def demo(esm2_8m: Path, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def demo(esm2_8m: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Workspace:
     """The demo, run by another workflow that uses this one as a module, with the weights at hand."""
-    work = Workspace(tmp_path_factory.mktemp("demo"))
-    shutil.copytree(ROOT / "config" / "demo", work.root / "config" / "demo")
-    config = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
-    config["models"]["esm2_8M"]["weights"] = str(esm2_8m)
-    (work.root / "config.yaml").write_text(yaml.safe_dump({"esmflow": config}))
-    (work.root / "Snakefile").write_text(IMPORTING.format(snakefile=str(ROOT / "Snakefile")))
-    command = [sys.executable, "-m", "snakemake", "--cores", "2"]
-    result = subprocess.run(command, cwd=work.root, capture_output=True, text=True, check=False, env=ENVIRONMENT)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return work
+
+    def run(directory: Path) -> None:
+        shutil.copytree(ROOT / "config" / "demo", directory / "config" / "demo")
+        config = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
+        config["models"]["esm2_8M"]["weights"] = str(esm2_8m)
+        (directory / "config.yaml").write_text(yaml.safe_dump({"esmflow": config}))
+        (directory / "Snakefile").write_text(IMPORTING.format(snakefile=str(ROOT / "Snakefile")))
+        command = [sys.executable, "-m", "snakemake", "--cores", "2"]
+        result = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+        assert result.returncode == 0, result.stdout + result.stderr
+
+    return Workspace(once("demo", run))

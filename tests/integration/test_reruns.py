@@ -68,7 +68,7 @@ class Demo:
 
 
 @pytest.fixture(scope="module")
-def done(esm2_8m: Path, tmp_path_factory: pytest.TempPathFactory) -> Demo:
+def done(esm2_8m: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Demo:
     """The demo's cut, embedded."""
     content = (ROOT / "config/demo/demo_a.fasta").read_text()
     with gzip.open(ROOT / "config/demo/demo_b.fasta.gz", "rt") as file:
@@ -78,11 +78,15 @@ def done(esm2_8m: Path, tmp_path_factory: pytest.TempPathFactory) -> Demo:
         plain(name, sequence) for sequence, name in found.items() if len(sequence) <= 300 and "J" not in sequence
     ]
     samples = {"a": [*entries[:12], entries[0]], "b": entries[8:18]}
-    work = Workspace(tmp_path_factory.mktemp("demo"))
-    work.write_samples([(name, work.write_fasta(f"{name}.fasta", own)) for name, own in samples.items()])
-    model = {"weights": str(esm2_8m), "long_sequences": "truncate", "max_length": MAX_LENGTH}
-    work.write_config({MODEL: model}, sharding={"target_minutes": 0.0005})
-    work.run()
+
+    def run(directory: Path) -> None:
+        work = Workspace(directory)
+        work.write_samples([(name, work.write_fasta(f"{name}.fasta", own)) for name, own in samples.items()])
+        model = {"weights": str(esm2_8m), "long_sequences": "truncate", "max_length": MAX_LENGTH}
+        work.write_config({MODEL: model}, sharding={"target_minutes": 0.0005})
+        work.run()
+
+    work = Workspace(once("cut_demo", run))
     made = Demo(work, samples, entries[18:])
     assert len(work.store_files()) >= 4
     assert 0 < made.unique(longer_than=MAX_LENGTH) < made.unique()
