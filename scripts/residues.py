@@ -1,4 +1,4 @@
-"""Write a residue file: representations of all residues, logits or contacts of a sample's sequences.
+"""Write a residue file: what grows with a sample's sequences, such as per_tok, logits, contacts or marginals.
 
 In: the sample's catalog, the model's descriptor and the store. Out: an HDF5 file, each unique sequence once.
 """

@@ -155,6 +155,15 @@ def represent_fully(
 
 
 @torch.no_grad()
+def logits(model: torch.nn.Module, sequence: str, masked: int | None = None) -> torch.Tensor:
+    """The head's output for the residues of this sequence alone, float32 [residues, 33], one of them masked or none."""
+    _, _, tokens = ALPHABET.get_batch_converter()([("", sequence)])
+    if masked is not None:
+        tokens[0, 1 + masked] = ALPHABET.mask_idx
+    return model(tokens)["logits"][0, 1:-1]
+
+
+@torch.no_grad()
 def represent_windows(
     model: torch.nn.Module,
     sequence: str,

@@ -62,6 +62,15 @@ def represent_fully(model: EsmcForMaskedLM, sequence: str) -> dict[tuple[int, st
     return result | {(max(layers), "logits"): model(tokens).logits[0, 1:-1].numpy()}
 
 
+@torch.no_grad()
+def logits(model: EsmcForMaskedLM, sequence: str, masked: int | None = None) -> torch.Tensor:
+    """The head's output for the residues of this sequence alone, float32 [residues, 64], one of them masked or none."""
+    tokens = TOKENIZER(sequence, return_tensors="pt")["input_ids"]
+    if masked is not None:
+        tokens[0, 1 + masked] = TOKENIZER.mask_token_id
+    return model(tokens).logits[0, 1:-1]
+
+
 def of_2024(model: EsmcForMaskedLM) -> State:
     """Its tensors under the names of the files of 2024."""
     state = model.state_dict()

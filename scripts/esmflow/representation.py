@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from esmflow.alphabet import AMINO_ACIDS
 from esmflow.architecture import Architecture
 
 if TYPE_CHECKING:
@@ -103,6 +104,10 @@ def _std_of_pieces(pieces: PieceVectors) -> np.ndarray:
     return std
 
 
+def _has_language_head(architecture: Architecture) -> bool:
+    return architecture.lm_head
+
+
 REPRESENTATIONS: dict[str, Vector | Ragged] = {
     representation.name: representation
     for representation in (
@@ -116,7 +121,7 @@ REPRESENTATIONS: dict[str, Vector | Ragged] = {
             lambda layer: layer.split(layer.logits),
             lambda _, architecture: (architecture.vocabulary,),
             of_last_layer=True,
-            head=lambda architecture: architecture.lm_head,
+            head=_has_language_head,
         ),
         Ragged(
             "contacts",
@@ -128,6 +133,22 @@ REPRESENTATIONS: dict[str, Vector | Ragged] = {
             in_windows=False,
             from_attention=True,
             head=lambda architecture: architecture.contact_head,
+        ),
+        Ragged(
+            "entropy",
+            lambda layer: layer.split(layer.likelihoods.entropy),
+            lambda *_: (),
+            dataset="entropy",
+            of_last_layer=True,
+            head=_has_language_head,
+        ),
+        Ragged(
+            "wt_marginals",
+            lambda layer: layer.split(layer.likelihoods.marginals),
+            lambda *_: (len(AMINO_ACIDS),),
+            dataset="marginals",
+            of_last_layer=True,
+            head=_has_language_head,
         ),
     )
 }

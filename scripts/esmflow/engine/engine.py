@@ -38,8 +38,8 @@ class Embedded:
     """What some sequences have, row by row."""
 
     values: dict[Output, list[np.ndarray]]
-    """For each output and sequence a float32 array: [embed_dim] for vectors, [residues, embed_dim] for `per_tok`,
-    [residues, vocabulary] for `logits`, [residues, residues] for `contacts`. Not to be used where there is a reason."""
+    """For each output and sequence a float32 array of the shape that the representation's entry tells: [embed_dim] for
+    vectors, [residues, embed_dim] for `per_tok`, and so on. Not to be used where there is a reason."""
     reasons: list[str | None]
     """Why a sequence has nothing; None for those that have all."""
 

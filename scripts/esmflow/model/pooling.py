@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from esmflow.model.contacts import ContactMaps
+from esmflow.model.likelihoods import Likelihoods
 from esmflow.model.pack import Pack, upload
 from esmflow.model.trunk import Esm
 from esmflow.representation import Output
@@ -56,11 +57,16 @@ class PackedLayer:
         """The rows of a packed tensor that are each sequence's kept residues."""
         return [values[first:last] for first, last in self._pack.kept.tolist()]
 
-    @property
+    @cached_property
     def logits(self) -> torch.Tensor:
         """float32 [total tokens, vocabulary], of the last layer. Raises DataError if the weights have no such head."""
         assert self._model is not None
         return self._model.logits(self.x)
+
+    @cached_property
+    def likelihoods(self) -> Likelihoods:
+        """What the last layer says of the tokens. Raises DataError if the weights have no head for it."""
+        return Likelihoods(self.logits, upload(self._pack.tokens, self.x.device))
 
     @property
     def contacts(self) -> list[torch.Tensor]:

@@ -2,8 +2,8 @@
 
 One Parquet file per committed shard, in a directory per (weights, treatment, precision, versions of letters and
 numerics). A file's columns are `key` (SHA-256 of the residues), `reason` (why a sequence has no vectors, else
-null) and a list of float32 per output, named as in `layer6.mean`: of fixed size for vectors; for `per_tok`, `logits`
-and `contacts` an array whose last dimension varies fastest.
+null) and a list of float32 per output, named as in `layer6.mean`: of fixed size for vectors; for what grows
+with the protein, such as `per_tok`, an array whose last dimension varies fastest.
 
 The time of change of a file is that of its last use.
 """

@@ -22,9 +22,10 @@ log = logging.getLogger(__name__)
 def write_residues(catalog: Path, model: PlannedModel, output: Output, store: Store, target: Path) -> None:
     """Write a sample's residue file of a ragged output, sequence by sequence.
 
-    Datasets: `embeddings`, float32 [sum of residues, embed_dim] (for logits the vocabulary; for contacts `contacts`,
-    flat, a map after the other); `offsets`, int64 [sequences + 1], in rows of these; and for each embedded record in
-    file order `id`, `length` and `sequence`, its number in `offsets`. Raises IncompleteError as `features.write_table`
+    Datasets: `embeddings`, float32 [sum of residues, embed_dim] (for logits the vocabulary); or `entropy` [sum of
+    residues], `marginals` [sum of residues, 20], or `contacts`, flat, a map after the other; `offsets`, int64
+    [sequences + 1], in rows of these; and for each embedded record in file order `id`, `length` and `sequence`, its
+    number in `offsets`. Raises IncompleteError as `features.write_table`
     does, and ConfigError for an output of one vector per protein.
     """
     kind = output.kind

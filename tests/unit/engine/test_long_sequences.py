@@ -144,6 +144,8 @@ SPEC = {
         ({"max_length": 1023}, "1022"),
         ({"representations": ["contacts"], "long_sequences": "skip"}, "no head for contacts"),
         ({"representations": ["logits"]}, "no head for logits"),
+        ({"representations": ["entropy"]}, "no head for entropy"),
+        ({"representations": ["mean", "wt_marginals"]}, "no head for wt_marginals"),
     ],
 )
 def test_what_a_model_cannot_do_is_bad_configuration(change: dict[str, object], named: str) -> None:
