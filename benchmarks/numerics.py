@@ -43,7 +43,7 @@ class Residual16(Esm):
     def __init__(self, checkpoint: Checkpoint, device: torch.device, *, precision: str) -> None:
         super().__init__(checkpoint, device, precision=precision)
         family, embed = self._family, self._family.embed
-        family.embed = lambda tokens, positions: embed(tokens, positions).to(DTYPES[precision])
+        family.embed = lambda x, positions: embed(x, positions).to(DTYPES[precision])
         family.norm_after = of_float32(family.norm_after)
         for layer in family.layers:
             layer._attention_norm, layer._ffn_norm = map(of_float32, (layer._attention_norm, layer._ffn_norm))

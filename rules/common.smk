@@ -12,7 +12,7 @@ from esmflow.errors import EsmflowError
 from esmflow.files import sha256
 from esmflow.inputs.samples import read_samples
 from esmflow.planned_model import CLEANING_VERSION, NUMERICS_VERSION, ModelSpec
-from esmflow.representation import REPRESENTATIONS, file_stem_pattern
+from esmflow.representation import NAMES, REPRESENTATIONS, file_stem_pattern
 from esmflow.results import Results, TableName
 from esmflow.run_plan import RunPlan
 from esmflow.tables.exports import EXPORTS
@@ -42,11 +42,16 @@ STORE = config["store"]
 RESULTS = Results(Path(config["results"]))
 CATALOG = str(RESULTS.catalog("{sample}"))
 SEQUENCES = str(RESULTS.sequences("{sample}"))
+MUTANTS = str(RESULTS.mutants("{sample}"))
+MASKED = str(RESULTS.masked("{sample}", "{model}"))
 DESCRIPTOR = str(RESULTS.descriptor("{model}"))
 PLAN = str(RESULTS.plan_directory)
 RECEIPT = str(RESULTS.receipt("{job}"))
 TABLE = TableName("{sample}", "{model}", "{output}")
 STATUS = str(RESULTS.status("{sample}"))
+# What is made of masked copies, and the models that are to see each residue masked.
+FROM_COPIES = [name for name in NAMES if REPRESENTATIONS[name].from_copies]
+MASKING = [model for model in MODELS if not set(FROM_COPIES).isdisjoint(MODELS[model]["representations"])]
 EMBED_THREADS = 8 * max(config["workers"]["gpus_per_job"], 1)
 
 
@@ -54,4 +59,4 @@ wildcard_constraints:
     sample="[^/]+",
     model="[^/]+",
     job="[0-9a-f]+",
-    output=file_stem_pattern(REPRESENTATIONS),
+    output=file_stem_pattern(NAMES),

@@ -53,6 +53,8 @@ rule residues:
         "logs/residues/{sample}/{model}/{output}.log",
     benchmark:
         str(RESULTS.benchmark(f"residues/{TABLE}"))
+    wildcard_constraints:
+        output=file_stem_pattern(set(NAMES) - set(FROM_COPIES)),
     retries: 0
     conda:
         "../envs/cpu.yaml"
@@ -71,6 +73,7 @@ rule status:
     input:
         sample_receipts,
         expand(DESCRIPTOR, model=MODELS),
+        expand(MASKED, model=MASKING, allow_missing=True),
         CATALOG,
     output:
         report(STATUS, category="status", labels={"sample": "{sample}"}),

@@ -84,15 +84,17 @@ def refusals(wildcards):
 
 def table_path(name, in_parts):
     """Where a table of the plan lies."""
-    representation = name.file_stem.rpartition(".")[2]
-    if REPRESENTATIONS[representation].ragged:
-        return RESULTS.residues(name)
-    return RESULTS.table_parts(name) if in_parts else RESULTS.table(name)
+    return RESULTS.table_parts(name) if in_parts else RESULTS.made(name)
 
 
 def table_receipts(wildcards):
     """The receipts of the jobs that a feature table or a residue file needs."""
-    plan, name = read_plan(), TableName(wildcards.sample, wildcards.model, wildcards.output)
+    return named_receipts(TableName(wildcards.sample, wildcards.model, wildcards.output))
+
+
+def named_receipts(name):
+    """The receipts of the jobs that what has that name in the plan needs."""
+    plan = read_plan()
     return [] if name.sample in plan.refused else expand(RECEIPT, job=plan.tables[str(name)])
 
 
@@ -108,6 +110,23 @@ def table_spec(wildcards):
     return json.dumps(
         numeric_config(wildcards.model) | {"layers": [int(layer or -1)], "representations": [representation]}
     )
+
+
+def likelihoods_spec(wildcards):
+    """The part of a model's config that concerns its likelihoods."""
+    return json.dumps(numeric_config(wildcards.model) | {"layers": [-1], "representations": ["likelihoods"]})
+
+
+def length_spec(wildcards):
+    """The part of a model's config that decides how its masked copies are cut."""
+    keys = ("long_sequences", "max_length", "window_overlap")
+    treatment = {key: MODELS[wildcards.model][key] for key in keys}
+    return json.dumps(treatment | {"layers": [-1], "representations": [], "precision": "auto"})
+
+
+def named_positions(wildcards):
+    """The variants, where only the positions that they name are to be masked."""
+    return [] if wildcards.model in MASKING else expand(MUTANTS, sample=wildcards.sample)
 
 
 def local_weights(wildcards):

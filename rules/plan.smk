@@ -7,6 +7,7 @@ checkpoint plan:
     input:
         expand(SEQUENCES, sample=SAMPLES),
         expand(DESCRIPTOR, model=MODELS),
+        expand(MASKED, sample=SAMPLES, model=MASKING),
         quarantine,
         inputs([config["samples"]]),
     output:

@@ -38,6 +38,7 @@ def main(options: Namespace) -> None:
             mix_models=options.mix_models == "True",
             local=options.local == "True",
         ),
+        variants=options.variants,
     )
 
 
@@ -59,4 +60,5 @@ if __name__ == "__main__":
     arguments.add_argument(
         "--local", choices=["True", "False"], default="False", help="whether jobs run on this machine"
     )
+    arguments.add_argument("--variants", action="store_true", help="score the variants that the results have")
     command.run(main, arguments)

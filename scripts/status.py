@@ -20,7 +20,13 @@ def main(options: Namespace) -> None:
         PlannedModel(ModelSpec.of(name, config), Descriptor.load(results.descriptor(name)))
         for name, config in options.models.items()
     ]
-    write_status(results.catalog(options.sample), models, Store(options.store), results.status(options.sample))
+    write_status(
+        results.catalog(options.sample),
+        models,
+        Store(options.store),
+        results.status(options.sample),
+        {model.name: results.masked(options.sample, model.name) for model in models if model.masks},
+    )
 
 
 if __name__ == "__main__":

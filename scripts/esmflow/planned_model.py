@@ -1,7 +1,7 @@
 """A model of a run: what the config asks of it, what its weights are, and what follows from both."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from esmflow import files
 from esmflow.architecture import Architecture
 from esmflow.errors import ConfigError
 from esmflow.representation import REPRESENTATIONS, Output
-from esmflow.treatment import WHOLE, Treatment
+from esmflow.treatment import MASKED, WHOLE, Treatment
 
 #: Raised when the same text would be cleaned to other residues; part of the store's key.
 CLEANING_VERSION = 1
@@ -50,12 +50,14 @@ class ModelSpec:
             "truncate": Treatment("truncate", self.max_length),
             "full": WHOLE,
             "skip": None,
+            str(MASKED): MASKED,
         }[self.long_sequences]
 
     @property
     def treatments(self) -> list[Treatment]:
         """The different treatments of sequences of all lengths."""
-        return [WHOLE] if self.long_treatment in (None, WHOLE) else [WHOLE, self.long_treatment]
+        lengths = (self.max_length, self.max_length + 1) if self.max_length else (1,)
+        return list(dict.fromkeys(treatment for treatment in map(self.treatment, lengths) if treatment))
 
     def treatment(self, length: int) -> Treatment | None:
         """The treatment of a sequence of so many residues; None if it is skipped."""
@@ -142,6 +144,26 @@ class PlannedModel:
         )
 
     @property
+    def masks(self) -> bool:
+        """Whether all positions of all sequences are to be masked, one in each copy."""
+        return any(REPRESENTATIONS[name].from_copies for name in self.spec.representations)
+
+    def asked_for(self, representations: Iterable[str]) -> "PlannedModel":
+        """The same model, of which these are asked instead."""
+        return replace(self, spec=replace(self.spec, representations=tuple(representations)))
+
+    @property
+    def unmasked(self) -> "PlannedModel":
+        """The same model, of which only that is asked which takes no masked copies."""
+        return self.asked_for(name for name in self.spec.representations if not REPRESENTATIONS[name].from_copies)
+
+    @property
+    def of_copies(self) -> "PlannedModel":
+        """The same model as masked copies go through it, which are of any length: all are longer than nothing."""
+        masking = replace(self.spec, layers=(-1,), long_sequences=str(MASKED), max_length=0)
+        return replace(self, spec=masking).asked_for(["masked"])
+
+    @property
     def spaces(self) -> list[Space]:
         """The parts of the store in which its values lie."""
         return [self.space(treatment) for treatment in self.spec.treatments]
@@ -162,8 +184,8 @@ class PlannedModel:
             "window_overlap": str(self.spec.window_overlap),
         }
 
-    def check(self) -> None:
-        """Raise ConfigError for what weights of this shape cannot do."""
+    def check(self, *, variants: bool = False) -> None:
+        """Raise ConfigError for what weights of this shape cannot do. variants: whether it is to score some."""
         where, longest = f"models.{self.name}", self.architecture.max_residues
         if longest is not None and self.spec.long_sequences == "full":
             raise ConfigError(
@@ -180,3 +202,8 @@ class PlannedModel:
                     f"{where}.representations: the weights have no head for {name}; "
                     "leave it out or use weights that have it"
                 )
+        if variants and not REPRESENTATIONS["wt_marginals"].has_head(self.architecture):
+            raise ConfigError(
+                f"{where}: the weights have no head to score variants with; use weights that have it, or score the "
+                "variants in a run without this model"
+            )

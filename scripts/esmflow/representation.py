@@ -1,6 +1,7 @@
 """Representations: what is computed of a protein. One entry tells all that the library knows of each.
 
-`REPRESENTATIONS` is the table. Config, rules, store, tables and exports ask its entries and know none by name.
+`REPRESENTATIONS` is the table. Config, rules, store, tables and exports ask its entries; only what is made of the
+likelihoods knows its own by name.
 """
 
 import math
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
     import torch
 
     from esmflow.model.pooling import PackedLayer
+
+
+#: The file stem of what is made of the values that a sheet of variants needs.
+VARIANTS = "variants"
 
 
 @dataclass(frozen=True)
@@ -39,29 +44,36 @@ class PieceVectors:
 
 @dataclass(frozen=True)
 class Vector:
-    """A representation of which a protein has one vector, [embed_dim], whatever its length."""
+    """A representation of which a protein has one vector, whatever its length."""
 
     name: str
     take: Callable[["PackedLayer"], "torch.Tensor"]
-    """From a layer of a pack: float32 [sequences, embed_dim]."""
+    """From a layer of a pack: float32 [sequences, width]."""
     combine: Callable[[PieceVectors], np.ndarray]
-    """From the pieces of a long protein: [embed_dim]."""
+    """From the pieces of a long protein: [width]."""
     needs_mean: bool = False
     """Whether `combine` needs the pieces' means besides."""
+    table: str = "features"
+    """The tables that its values are for: `features`, `likelihoods`; empty for what is not to be asked for."""
+    serves: tuple[str, ...] = ()
+    """What is made of its values, if not what has its own name."""
+    of_last_layer: bool = False
+    layer_in_name: bool = True
+    width: Callable[[Architecture], int] = lambda architecture: architecture.embed_dim
+    head: Callable[[Architecture], bool] = lambda _: True
 
     ragged: ClassVar[bool] = False
-    of_last_layer: ClassVar[bool] = False
-    layer_in_name: ClassVar[bool] = True
+    from_copies: ClassVar[bool] = False
     in_windows: ClassVar[bool] = True
     from_attention: ClassVar[bool] = False
 
     def shape(self, residues: Any, architecture: Architecture) -> tuple[Any, ...]:  # noqa: ARG002
         """Of the value of a protein of so many kept residues, or of several, if `residues` is an array of int64."""
-        return (architecture.embed_dim,)
+        return (self.width(architecture),)
 
-    def has_head(self, architecture: Architecture) -> bool:  # noqa: ARG002
+    def has_head(self, architecture: Architecture) -> bool:
         """Whether weights of that architecture have what it takes."""
-        return True
+        return self.head(architecture)
 
 
 @dataclass(frozen=True)
@@ -69,8 +81,8 @@ class Ragged:
     """A representation that grows with the protein: an array whose first dimension is the kept residues."""
 
     name: str
-    take: Callable[["PackedLayer"], "list[torch.Tensor]"]
-    """From a layer of a pack: an array of `shape` for each sequence, float32."""
+    take: Callable[["PackedLayer"], "list[torch.Tensor]"] | None
+    """From a layer of a pack: an array of `shape` for each sequence, float32. None for what masked copies give."""
     residue_shape: Callable[[Any, Architecture], tuple[Any, ...]]
     """What each residue has, from the kept residues and the model's architecture."""
     dataset: str = "embeddings"
@@ -84,9 +96,17 @@ class Ragged:
     from_attention: bool = False
     """Whether it is taken from the attention of all layers."""
     head: Callable[[Architecture], bool] = lambda _: True
+    serves: tuple[str, ...] = ()
+    """What is made of its values, if not only what has its own name."""
 
+    table: ClassVar[str] = "residues"
     ragged: ClassVar[bool] = True
     needs_mean: ClassVar[bool] = False
+
+    @property
+    def from_copies(self) -> bool:
+        """Whether it is put together from what masked copies of the protein give."""
+        return self.take is None
 
     def shape(self, residues: Any, architecture: Architecture) -> tuple[Any, ...]:
         """Of the value of a protein of so many kept residues, or of several, if `residues` is an array of int64."""
@@ -149,11 +169,44 @@ REPRESENTATIONS: dict[str, Vector | Ragged] = {
             dataset="marginals",
             of_last_layer=True,
             head=_has_language_head,
+            serves=("wt_marginals", VARIANTS),
+        ),
+        Ragged(
+            "masked_marginals",
+            None,
+            lambda *_: (len(AMINO_ACIDS),),
+            dataset="marginals",
+            of_last_layer=True,
+            head=_has_language_head,
+        ),
+        # Of a masked copy, which is never in pieces: log p of the 20 amino acids at its mask.
+        Vector(
+            "masked",
+            lambda layer: layer.at_masks,
+            lambda pieces: pieces.vectors[0],
+            table="",
+            serves=("masked_marginals", "likelihoods", VARIANTS),
+            of_last_layer=True,
+            width=lambda _: len(AMINO_ACIDS),
+            head=_has_language_head,
+        ),
+        # Sums over the residues, which those over the pieces of a long protein add up to.
+        Vector(
+            "likelihoods",
+            lambda layer: layer.reduce(layer.likelihoods.summands, "sum").float(),
+            lambda pieces: pieces.vectors.sum(axis=0),
+            table="likelihoods",
+            of_last_layer=True,
+            layer_in_name=False,
+            width=lambda _: 3,
+            head=_has_language_head,
         ),
     )
 }
-VECTORS = tuple(name for name, representation in REPRESENTATIONS.items() if not representation.ragged)
+VECTORS = tuple(name for name, representation in REPRESENTATIONS.items() if representation.table == "features")
 RAGGED = tuple(name for name, representation in REPRESENTATIONS.items() if representation.ragged)
+#: All that can be asked for.
+NAMES = tuple(name for name, representation in REPRESENTATIONS.items() if representation.table)
 
 
 class Output(NamedTuple):
@@ -176,6 +229,12 @@ class Output(NamedTuple):
     def file_stem(self) -> str:
         """The name of its file in the results."""
         return str(self) if self.kind.layer_in_name else self.representation
+
+    @property
+    def serves(self) -> list[str]:
+        """The file stems of what is made of its values."""
+        names = self.kind.serves or (self.representation,)
+        return [name if name == VARIANTS else Output(self.layer, name).file_stem for name in names]
 
     def value_bytes(self, residues: np.ndarray, architecture: Architecture) -> np.ndarray:
         """Bytes of the float32 values of proteins of so many kept residues: int64 [proteins]."""

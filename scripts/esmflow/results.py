@@ -4,14 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from esmflow.representation import REPRESENTATIONS, VARIANTS
+
 
 class TableName(NamedTuple):
-    """A feature table or residue file of a run, written `sample/model/layer6.mean`."""
+    """Something that a run makes of a model's values for a sample, written `sample/model/layer6.mean`."""
 
     sample: str
     model: str
     file_stem: str
-    """Of its output."""
+    """Of its output; or that of the variants, of which a sample has one table for all models."""
 
     def __str__(self) -> str:
         return "/".join(self)
@@ -35,6 +37,14 @@ class Results:
     def sequences(self, sample: str) -> Path:
         """Key and residues of each valid record."""
         return self.root / "sequences" / f"{sample}.parquet"
+
+    def mutants(self, sample: str) -> Path:
+        """The lines of the sheet of variants that are of the sample, set against its records."""
+        return self.root / "mutants" / f"{sample}.parquet"
+
+    def masked(self, sample: str, model: str) -> Path:
+        """The masked copies of the sample's sequences that a model is to see."""
+        return self.root / "masked" / sample / f"{model}.parquet"
 
     def descriptor(self, model: str) -> Path:
         """What the model's weights are."""
@@ -93,6 +103,13 @@ class Results:
         table = self.table(name)
         return [table] if table.exists() else sorted(self.table_parts(name).glob("part-*.parquet"))
 
+    def made(self, name: TableName) -> Path:
+        """Where what has that name lies, if it is one file."""
+        if name.file_stem == VARIANTS:
+            return self.variants(name.sample)
+        places = {"features": self.table, "residues": self.residues, "likelihoods": self.likelihoods}
+        return places[REPRESENTATIONS[name.file_stem.rpartition(".")[2]].table](name)
+
     def tables(self, sample: str) -> list[Path]:
         """The feature tables of a sample that were written, files and directories, sorted."""
         return sorted((self.root / "features" / sample).glob("*/layer*"))
@@ -100,6 +117,14 @@ class Results:
     def residues(self, name: TableName) -> Path:
         """A residue file."""
         return self.root / "residues" / f"{name}.h5"
+
+    def likelihoods(self, name: TableName) -> Path:
+        """Perplexity and entropy of each record, by a model."""
+        return self.root / "likelihoods" / name.sample / f"{name.model}.parquet"
+
+    def variants(self, sample: str) -> Path:
+        """The scores of the variants."""
+        return self.root / "variants" / f"{sample}.parquet"
 
     def status(self, sample: str) -> Path:
         """What became of each record."""

@@ -21,7 +21,7 @@ class Treatment(NamedTuple):
     """What is done with a sequence for its length.
 
     Written `whole`, `truncate-1022` (the first 1022 residues) or `window-1022-256` (windows of 1022 residues that
-    overlap by 256).
+    overlap by 256). A masked copy is cut before it is masked: it goes through as it is, which is written `masked`.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Treatment(NamedTuple):
     overlap: int = 0
 
     def __str__(self) -> str:
-        numbers = {"whole": (), "truncate": (self.size,), "window": (self.size, self.overlap)}[self.name]
+        numbers = {"truncate": (self.size,), "window": (self.size, self.overlap)}.get(self.name, ())
         return "-".join([self.name, *map(str, numbers)])
 
     @classmethod
@@ -38,6 +38,11 @@ class Treatment(NamedTuple):
         name, *numbers = text.split("-")
         return cls(name, *map(int, numbers))
 
+    @property
+    def as_it_is(self) -> bool:
+        """Whether nothing is done with any sequence."""
+        return self in (WHOLE, MASKED)
+
     def pieces(self, length: int) -> list[Piece]:
         """The pieces of a sequence of `length` residues, in order; what they keep adjoins without gap or overlap.
 
@@ -45,7 +50,7 @@ class Treatment(NamedTuple):
         edge, the earlier one in a tie.
         """
         size = self.size
-        if self == WHOLE or length <= size:
+        if self.as_it_is or length <= size:
             return [Piece(0, length, 0, length)]
         if self.name == "truncate":
             return [Piece(0, size, 0, size)]
@@ -59,7 +64,7 @@ class Treatment(NamedTuple):
 
     def cost(self, architecture: Architecture, lengths: np.ndarray, layers: int) -> np.ndarray:
         """FLOPs of the first `layers` layers for sequences of so many residues: float64 [sequences]."""
-        if self == WHOLE:
+        if self.as_it_is:
             return architecture.flops(lengths + 2, layers)
         windows = np.ones_like(lengths) if self.name == "truncate" else self._windows(lengths)
         cost: np.ndarray = windows * architecture.flops(np.minimum(lengths, self.size) + 2, layers)
@@ -71,7 +76,7 @@ class Treatment(NamedTuple):
 
     def flag(self, length: int) -> str | None:
         """What the status file says of a sequence of that length: `truncated:1022`, `windowed:n` or nothing."""
-        if self == WHOLE or length <= self.size:
+        if self.as_it_is or length <= self.size:
             return None
         return f"truncated:{self.size}" if self.name == "truncate" else f"windowed:{self._windows(np.array(length))}"
 
@@ -82,3 +87,5 @@ class Treatment(NamedTuple):
 
 #: The treatment of a sequence that goes through the model as it is.
 WHOLE = Treatment("whole")
+#: That of a masked copy.
+MASKED = Treatment("masked")

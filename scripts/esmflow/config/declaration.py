@@ -21,11 +21,11 @@ from esmflow.config.values import (
     dotted,
 )
 from esmflow.errors import ConfigError
-from esmflow.representation import RAGGED, VECTORS
+from esmflow.representation import NAMES, RAGGED, VECTORS
 from esmflow.tables.exports import EXPORTS
 from esmflow.weights_source import HubRepository, WheelMember, is_path, require_official
 
-Representation = Literal[*VECTORS, *RAGGED]  # type: ignore[valid-type]
+Representation = Literal[*NAMES]  # type: ignore[valid-type]
 Export = Literal[*EXPORTS]  # type: ignore[valid-type]
 
 
@@ -76,7 +76,8 @@ class Model(_Part):
         min_length=1,
     )
     representations: Distinct[Representation] = _key(
-        f"of {_names(VECTORS)} (tables), {_names(RAGGED)} (residue files). ESM-C has no `contacts`",
+        f"of {_names(VECTORS)} (tables), {_names(RAGGED)} (residue files), `likelihoods` (a table of its own). ESM-C "
+        "has no `contacts`; `masked_marginals` take a pass for each residue",
         example=["mean", "per_tok"],
         change="computes the new ones only",
         default=("mean",),

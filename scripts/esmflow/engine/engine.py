@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from esmflow.architecture import Architecture
 from esmflow.engine.device import is_lost
 from esmflow.engine.figures import Figures
 from esmflow.engine.packing import CPU_TOKENS, plan_packs
@@ -69,7 +70,7 @@ class _Task:
         self.reasons = [None] * len(self.sequences)
         self.left = len(self.pieces)
 
-    def embedded(self, embed_dim: int) -> Embedded:
+    def embedded(self, architecture: Architecture) -> Embedded:
         """The results of the sequences from those of their pieces."""
         firsts = np.flatnonzero(np.diff([row for row, _ in self.pieces], prepend=-1)).tolist()
         values: Pieces = {output: [] for output in self.outputs}
@@ -77,7 +78,7 @@ class _Task:
             kept = [piece.keep_stop - piece.keep_start for _, piece in self.pieces[first:last]]
             for output in self.outputs:
                 if reason:
-                    values[output].append(_NOTHING if output.ragged else np.full(embed_dim, np.nan, np.float32))
+                    values[output].append(np.full(output.kind.shape(0, architecture), np.nan, np.float32))
                 else:
                     means = self.results.get(Output(output.layer, "mean"), [])[first:last]
                     values[output].append(combine(output, self.results[output][first:last], kept, means))
@@ -179,7 +180,7 @@ class Engine:
             row, piece = task.pieces[members[0]]
             task.reasons[row] = f"out of memory: {piece.stop - piece.start} residues in one pass"
             self._finish(task, members)
-        return [] if task.left else [(task.ticket, task.embedded(self.model.architecture.embed_dim))]
+        return [] if task.left else [(task.ticket, task.embedded(self.model.architecture))]
 
     def drain(self) -> Iterator[tuple[int, Embedded]]:
         """Step until nothing is left."""

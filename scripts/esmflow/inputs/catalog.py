@@ -41,7 +41,7 @@ _LISTED = 20
 log = logging.getLogger(__name__)
 
 
-class _TableWriter:
+class TableWriter:
     """Collects rows as columns and writes them as row groups, so that memory stays constant."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
@@ -50,10 +50,12 @@ class _TableWriter:
         self._columns: list[list[object]] = [[] for _ in schema]
 
     def add(self, row: tuple[object, ...]) -> None:
+        """Take a row."""
         for column, value in zip(self._columns, row, strict=True):
             column.append(value)
 
     def flush(self) -> None:
+        """Write the rows that were taken."""
         self._writer.write_batch(
             pa.record_batch(
                 [pa.array(c, f.type) for c, f in zip(self._columns, self._schema, strict=True)], self._schema
@@ -63,6 +65,7 @@ class _TableWriter:
             column.clear()
 
     def close(self) -> None:
+        """End the file."""
         self._writer.close()
 
 
@@ -96,7 +99,7 @@ def _ingest(sample: str, fastas: Iterable[Fasta], catalog: Path, sequences: Path
     with ExitStack() as stack:
         tables = []
         for path, schema in ((catalog, CATALOG), (sequences, SEQUENCES)):
-            table = _TableWriter(stack.enter_context(files.atomic(path)), schema)
+            table = TableWriter(stack.enter_context(files.atomic(path)), schema)
             stack.callback(table.close)
             tables.append(table)
         catalog_table, sequence_table = tables

@@ -15,17 +15,16 @@ from esmflow.model.parts import Tensors
 class Esm1:
     """fair-esm's layers; positions are added to the embedding, before a LayerNorm where the checkpoint has one."""
 
-    def __init__(self, tensors: Tensors, architecture: Architecture, embedding: torch.Tensor) -> None:
-        self._embedding = embedding
+    def __init__(self, tensors: Tensors, architecture: Architecture) -> None:
         self._positions = tensors.take("embed_positions.weight")
         norm = "emb_layer_norm_before"
         self._norm_before = tensors.norm(norm) if f"{norm}.weight" in tensors else None
         self.layers = fair_esm_layers(tensors, architecture)
         self.norm_after = tensors.norm("emb_layer_norm_after")
 
-    def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def embed(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Layer 0: float32 [total tokens, embed_dim]. fair-esm counts positions from behind the padding's number."""
-        x = self._embedding[tokens] + self._positions[positions + PADDING + 1]
+        x = x + self._positions[positions + PADDING + 1]
         return x if self._norm_before is None else self._norm_before(x)
 
     def rotation(self, positions: torch.Tensor) -> Rotate:  # noqa: ARG002

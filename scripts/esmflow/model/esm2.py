@@ -2,8 +2,6 @@
 
 from functools import partial
 
-import torch
-
 from esmflow.architecture import Architecture
 from esmflow.model.fair_esm import fair_esm_layers
 from esmflow.model.parts import Tensors
@@ -16,7 +14,7 @@ class Esm2(Rotary):
     The frequencies are the checkpoint's own: fair-esm's are rounded to fp16 and belong to the model.
     """
 
-    def __init__(self, tensors: Tensors, architecture: Architecture, embedding: torch.Tensor) -> None:
-        super().__init__(embedding, tensors.take("layers.0.self_attn.rot_emb.inv_freq"))
+    def __init__(self, tensors: Tensors, architecture: Architecture) -> None:
+        super().__init__(tensors.take("layers.0.self_attn.rot_emb.inv_freq"))
         self.layers = fair_esm_layers(tensors, architecture, partial(arrange, head_dim=architecture.head_dim))
         self.norm_after = tensors.norm("emb_layer_norm_after")

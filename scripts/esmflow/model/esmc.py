@@ -57,8 +57,8 @@ class EsmcLayer:
 class Esmc(Rotary):
     """Rotary positions, whose frequencies no checkpoint holds, and ESM-C's layers."""
 
-    def __init__(self, tensors: Tensors, architecture: Architecture, embedding: torch.Tensor) -> None:
-        super().__init__(embedding, frequencies(architecture.head_dim, tensors.device))
+    def __init__(self, tensors: Tensors, architecture: Architecture) -> None:
+        super().__init__(frequencies(architecture.head_dim, tensors.device))
         names = (f"layers.{number}" for number in range(architecture.layers))
         self.layers = [EsmcLayer(tensors, name, architecture) for name in names]
         self.norm_after = tensors.norm("emb_layer_norm_after", bias=False)

@@ -38,8 +38,11 @@ class Family(Protocol):
     def norm_after(self) -> Norm:
         """The LayerNorm after the last layer."""
 
-    def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Layer 0, float32 [total tokens, embed_dim], from token numbers and places in sequences, int64 [tokens]."""
+    def embed(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Layer 0 from the tokens' embedding, both float32 [total tokens, embed_dim].
+
+        positions: the tokens' places in their sequences, int64 [total tokens].
+        """
 
     def rotation(self, positions: torch.Tensor) -> Rotate:
         """What turns queries and keys by their positions."""

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from esmflow.alphabet import BOS, EOS, TOKENS, UNKNOWN
+from esmflow.alphabet import BOS, EOS, MASK, MASK_LETTER, TOKENS, UNKNOWN
 
 _TOKEN_OF_BYTE = np.full(256, UNKNOWN, dtype=np.int64)
 _TOKEN_OF_BYTE[[ord(token) for token in TOKENS if len(token) == 1]] = [
     number for number, token in enumerate(TOKENS) if len(token) == 1
 ]
+_TOKEN_OF_BYTE[ord(MASK_LETTER)] = MASK
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Pack:
 
     @classmethod
     def of(cls, sequences: Sequence[bytes], kept: Sequence[tuple[int, int]] | None = None) -> "Pack":
-        """Tokenise and concatenate sequences of upper-case residue letters.
+        """Tokenise and concatenate sequences of upper-case residue letters and, for a mask, `MASK_LETTER`.
 
         `kept` has the first residue of each that is pooled, and the one after the last; without it, all are.
         """
@@ -44,6 +45,12 @@ class Pack:
     def lengths(self) -> np.ndarray:
         """int32 [sequences], in tokens."""
         return np.diff(self.cu_seqlens)
+
+    @property
+    def masks(self) -> np.ndarray:
+        """int64 [sequences]: how many tokens of each are masks."""
+        masks: np.ndarray = np.add.reduceat(self.tokens == MASK, self.cu_seqlens[:-1], dtype=np.int64)
+        return masks
 
     @property
     def positions(self) -> np.ndarray:

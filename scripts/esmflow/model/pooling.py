@@ -7,8 +7,9 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from esmflow.alphabet import MASK
 from esmflow.model.contacts import ContactMaps
-from esmflow.model.likelihoods import Likelihoods
+from esmflow.model.likelihoods import Likelihoods, log_probabilities
 from esmflow.model.pack import Pack, upload
 from esmflow.model.trunk import Esm
 from esmflow.representation import Output
@@ -31,7 +32,7 @@ class PackedLayer:
         self._pack, self._model, self._maps = pack, model, maps
 
     def reduce(self, values: torch.Tensor, how: str) -> torch.Tensor:
-        """`mean` or `max` of a packed tensor over each sequence's kept residues: float32 [sequences, embed_dim]."""
+        """`mean`, `max` or `sum` of a packed tensor [total tokens, n] over each sequence's kept residues."""
         return torch.segment_reduce(values, how, lengths=self._segments, unsafe=True)[1::3]
 
     @cached_property
@@ -67,6 +68,16 @@ class PackedLayer:
     def likelihoods(self) -> Likelihoods:
         """What the last layer says of the tokens. Raises DataError if the weights have no head for it."""
         return Likelihoods(self.logits, upload(self._pack.tokens, self.x.device))
+
+    @property
+    def at_masks(self) -> torch.Tensor:
+        """log p of the 20 amino acids at the mask that each sequence has, by the last layer: float32 [sequences, 20].
+
+        Raises DataError if the weights have no head for it.
+        """
+        assert self._model is not None
+        masks = upload(np.flatnonzero(self._pack.tokens == MASK), self.x.device)
+        return log_probabilities(self._model.logits(self.x[masks])).float()
 
     @property
     def contacts(self) -> list[torch.Tensor]:
@@ -121,6 +132,7 @@ def represent(
     for number, x in model.representations(pack, by_layer, maps.observe if maps else None):
         layer = PackedLayer(x, pack, model, maps)
         for output in by_layer[number]:
+            assert output.kind.take, "put together from the output of masked copies"
             values = output.kind.take(layer)
             tensors[output] = values if isinstance(values, list) else [values]
     return Represented(tensors, stream)

@@ -24,13 +24,12 @@ def arrange(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
 class Rotary:
     """Tokens alone make the embedding; queries and keys, with their rows arranged, are turned by their positions."""
 
-    def __init__(self, embedding: torch.Tensor, inverse_frequencies: torch.Tensor) -> None:
-        self._embedding = embedding
+    def __init__(self, inverse_frequencies: torch.Tensor) -> None:
         self._inverse_frequencies = inverse_frequencies
 
-    def embed(self, tokens: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        """Layer 0: float32 [total tokens, embed_dim]."""
-        return self._embedding[tokens]
+    def embed(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """Layer 0 is the tokens' embedding: float32 [total tokens, embed_dim]."""
+        return x
 
     def rotation(self, positions: torch.Tensor) -> Rotate:
         """What turns qkv in place: each pair of a query's or key's components by its position's angle."""

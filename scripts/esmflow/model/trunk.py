@@ -8,9 +8,11 @@ What families have otherwise is in a file of each (`family.py` says what there i
 
 from collections.abc import Callable, Collection, Iterator
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
+from esmflow.alphabet import MASK
 from esmflow.architecture import Architecture
 from esmflow.model.attention import choose
 from esmflow.model.esm1 import Esm1
@@ -23,7 +25,7 @@ from esmflow.model.parts import Tensors
 
 #: What a precision computes matrix products in.
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-FAMILIES: dict[str, Callable[[Tensors, Architecture, torch.Tensor], Family]] = {
+FAMILIES: dict[str, Callable[[Tensors, Architecture], Family]] = {
     "ESM-2": Esm2,
     "ESM-1b": Esm1,
     "ESM-C": Esmc,
@@ -48,11 +50,13 @@ class Esm:
         self.attention, self._attend = choose(
             attention, device, tensors.dtype, architecture.heads, architecture.head_dim
         )
-        # Token dropout (Lin et al. 2023): trained with 12 % of the tokens masked, so that inputs without masks
-        # are scaled by 1 - 0.15 * 0.8. No mask token is ever put in, hence the scale is constant.
-        scale = 1 - 0.15 * 0.8 if architecture.token_dropout else 1.0
-        embedding = tensors.take("embed_tokens.weight") * scale
-        self._family = FAMILIES[architecture.kind](tensors, architecture, embedding)
+        self._embedding = tensors.take("embed_tokens.weight")
+        if architecture.token_dropout:
+            # Lin et al. 2023: a mask has no embedding; in training 12 % of the tokens were masks, so that the others
+            # are scaled by (1 - 0.15 * 0.8) / (1 - the share of masks), of which `_embed` has the divisor.
+            self._embedding = self._embedding * (1 - 0.15 * 0.8)
+            self._embedding[MASK] = 0
+        self._family = FAMILIES[architecture.kind](tensors, architecture)
         self._heads = tensors.starting("lm_head.", "contact_head.")
 
     @torch.inference_mode()
@@ -68,7 +72,7 @@ class Esm:
         lengths = pack.lengths.tolist()
         cu_seqlens = upload(pack.cu_seqlens, self.device)
         positions = upload(pack.positions, self.device)
-        x = self._family.embed(upload(pack.tokens, self.device), positions)
+        x = self._family.embed(self._embed(pack), positions)
         rotate = self._family.rotation(positions)
         if 0 in layers:
             yield 0, x
@@ -91,6 +95,15 @@ class Esm:
         x = F.gelu(F.linear(x, *self._heads.pair("lm_head.dense")))
         x = self._heads.norm("lm_head.layer_norm")(x)
         return F.linear(x, *self._heads.pair("lm_head"))
+
+    def _embed(self, pack: Pack) -> torch.Tensor:
+        """The tokens' embedding: float32 [total tokens, embed_dim]."""
+        x = self._embedding[upload(pack.tokens, self.device)]
+        masks = pack.masks
+        if self.architecture.token_dropout and masks.any():
+            scale = np.repeat(pack.lengths / (pack.lengths - masks), pack.lengths)
+            x *= upload(scale.astype(np.float32), self.device)[:, None]
+        return x
 
     @property
     def contact_regression(self) -> tuple[torch.Tensor, torch.Tensor]:

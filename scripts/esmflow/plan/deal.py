@@ -57,10 +57,11 @@ def make_job(shards: Sequence[Shard], models: Sequence[PlannedModel], samples: M
     names = {shard.model for shard in shards}
     content = " ".join([*sorted(names), *sorted(shard.name for shard in shards)])
     serves = {
-        str(TableName(sample, shard.model, output.file_stem))
+        str(TableName(sample, shard.model, stem))
         for shard in shards
         for sample in samples[shard.name]
         for output in shard.outputs
+        for stem in output.serves
     }
     return Job(
         hashlib.sha256(content.encode()).hexdigest()[:12],

@@ -2,7 +2,7 @@
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,21 +62,31 @@ class WorkList:
     as file << 32 | row. Models take turns: `batches` begins that of one, and the batches of the one before are gone.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, sequences: Mapping[str, Path]) -> None:
-        """`sequences` has a file for each sample. Raises DataError, by `database.connect`, if one is damaged."""
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, sequences: Mapping[str, Path], only: Sequence[Path] = ()
+    ) -> None:
+        """`sequences` has a file for each sample; with files `only`, what none of them has in `key` is left out.
+
+        Raises DataError, by `database.connect`, if a file is damaged.
+        """
         self._connection = connection
         # What streams from a connection ends when the same is asked for something else.
         self._noting = connection.cursor()
         self._samples, self._paths = list(sequences), list(sequences.values())
         connection.execute(
-            """
+            f"""
             CREATE TABLE entry AS
             SELECT sample, key, sample << 32 | min(file_row_number) AS place, any_value(length) AS length
             FROM (SELECT *, (list_position($1, filename) - 1)::BIGINT AS sample
                   FROM read_parquet($2, filename = true, file_row_number = true, hive_partitioning = false))
+            {"WHERE key IN (SELECT key FROM read_parquet($3, hive_partitioning = false))" if only else ""}
             GROUP BY sample, key
             """,
-            [[str(path.absolute()) for path in self._paths], list(map(database.literal, self._paths))],
+            [
+                [str(path.absolute()) for path in self._paths],
+                list(map(database.literal, self._paths)),
+                *([list(map(database.literal, only))] if only else []),
+            ],
         )
         connection.execute(
             "CREATE TABLE wanted AS "

@@ -1,11 +1,13 @@
 """The plan: what is missing from the store, in shards that are dealt to worker jobs."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from esmflow import database, files
 from esmflow.job import Job, Shard
@@ -17,7 +19,7 @@ from esmflow.plan.sizes import Sizes
 from esmflow.planned_model import PlannedModel
 from esmflow.receipt import Receipt
 from esmflow.refusal import refusal
-from esmflow.representation import Output
+from esmflow.representation import VARIANTS, Output
 from esmflow.results import Results, TableName
 from esmflow.run_plan import RunPlan
 from esmflow.store.store import Store
@@ -26,16 +28,27 @@ log = logging.getLogger(__name__)
 
 
 class _Table(NamedTuple):
-    """A feature table or residue file of the run."""
+    """A table or residue file of the run."""
 
     name: TableName
-    ragged: bool
+    divisible: bool
+    """Whether it may be written in parts."""
     size: int
     """Bytes of its values: of every valid record in a table, of every sequence once in a residue file."""
 
 
-def plan(models: Sequence[PlannedModel], samples: Sequence[str], results: Results, store: Store, sizes: Sizes) -> None:
+def plan(
+    models: Sequence[PlannedModel],
+    samples: Sequence[str],
+    results: Results,
+    store: Store,
+    sizes: Sizes,
+    *,
+    variants: bool = False,
+) -> None:
     """Write the plan of a run, its jobs and its shards to the directory that `results` has for it.
+
+    variants: whether variants are to be scored, which `results` has for each sample.
 
     For each feature table the plan lists the jobs whose receipts it needs: those of this plan, and those of earlier
     ones that have a receipt, so that a table that gains nothing keeps its inputs. Names are derived from content.
@@ -44,7 +57,7 @@ def plan(models: Sequence[PlannedModel], samples: Sequence[str], results: Result
     DeviceError if it is sure that what is planned does not fit on the disks or into memory.
     """
     for model in models:
-        model.check()
+        model.check(variants=variants)
     receipts = {path.stem: Receipt.load(path) for path in sorted(results.receipts.glob("[!.]*.json"))}
     rates = {
         model.name: estimate.rate(receipts.values(), model.name, model.spec.precision, sizes.gpus_per_job)
@@ -54,11 +67,20 @@ def plan(models: Sequence[PlannedModel], samples: Sequence[str], results: Result
     for line in refused.values():
         log.warning("left out: %s", line)
     with files.atomic_directory(results.plan_directory) as directory:
+        cutter = _Cutter(store, results, directory / "shards", sizes)
+        usable = [sample for sample in samples if sample not in refused]
         with database.connect(directory / "plan") as connection:
             work_list = WorkList(connection, {sample: results.sequences(sample) for sample in samples})
-            jobs = _jobs(work_list, models, store, results, directory, sizes)
-            tables = list(_tables(work_list, models, [sample for sample in samples if sample not in refused]))
+            cutter.cut(work_list, [model.unmasked for model in models])
+            tables = list(_tables(work_list, models, usable))
             longest = work_list.longest
+        if variants:
+            _cut_named(cutter, models, usable, results)
+            tables += _variant_tables(models, usable, results)
+        for model in models:
+            if model.masks or variants:
+                _cut_copies(cutter, model, usable, results)
+        jobs = cutter.jobs(models)
         forecasts = {job.name: preflight.forecast(job, rates, longest, sizes) for job in jobs}
         summary = preflight.sum_up(jobs, list(forecasts.values()), rates, sizes, _new_bytes(tables, jobs, results))
         log.info("%s", preflight.text(summary, store.root, results.root))
@@ -66,25 +88,51 @@ def plan(models: Sequence[PlannedModel], samples: Sequence[str], results: Result
         for job in jobs:
             job.save(directory / "jobs" / results.job(job.name).name)
         _delete_receipts(receipts, jobs, results)
-        in_parts = [str(table.name) for table in tables if not table.ragged and table.size > sizes.part_bytes]
+        in_parts = [str(table.name) for table in tables if table.divisible and table.size > sizes.part_bytes]
         run_plan = RunPlan(summary, forecasts, _needs(tables, jobs, receipts), sorted(in_parts), refused)
         run_plan.save(directory / results.plan.name)
     log.info("%d shards in %d jobs", sum(len(job.shards) for job in jobs), len(jobs))
 
 
-def _jobs(
-    work_list: WorkList, models: Sequence[PlannedModel], store: Store, results: Results, directory: Path, sizes: Sizes
-) -> list[Job]:
-    """The jobs that compute what the models lack. Their shards are written to `directory`."""
-    (directory / "shards").mkdir()
-    shards: list[list[Shard]] = []
-    samples: dict[str, set[str]] = {}
-    for model in models:
-        shards.append([])
-        for batch in work_list.batches(model, store):
-            shards[-1] += cut(work_list, model, batch, results, directory / "shards", shard_cost=sizes.shard_cost)
-        samples |= work_list.samples_of_shards()
-    return [make_job(hand, models, samples) for hand in deal_all(shards, sizes)]
+class _Cutter:
+    """Cuts what models lack of work lists into shards, which are written to a directory."""
+
+    def __init__(self, store: Store, results: Results, directory: Path, sizes: Sizes) -> None:
+        self._store, self._results, self._directory, self._sizes = store, results, directory, sizes
+        self._shards: defaultdict[str, list[Shard]] = defaultdict(list)
+        """Of each model."""
+        self._samples: dict[str, set[str]] = {}
+        """Those that have a sequence in each shard."""
+        directory.mkdir()
+
+    def cut(self, work_list: WorkList, models: Iterable[PlannedModel]) -> None:
+        for model in models:
+            for batch in work_list.batches(model, self._store):
+                self._shards[model.name] += cut(
+                    work_list, model, batch, self._results, self._directory, shard_cost=self._sizes.shard_cost
+                )
+            self._samples |= work_list.samples_of_shards()
+
+    def jobs(self, models: Sequence[PlannedModel]) -> list[Job]:
+        """The jobs that have all shards."""
+        hands = deal_all([self._shards[model.name] for model in models], self._sizes)
+        return [make_job(hand, models, self._samples) for hand in hands]
+
+
+def _cut_named(cutter: _Cutter, models: Iterable[PlannedModel], samples: Sequence[str], results: Results) -> None:
+    """Cut what variants take of the proteins that they name, where it is not asked for of all proteins."""
+    sequences = {sample: results.sequences(sample) for sample in samples}
+    lacking = [model for model in models if "wt_marginals" not in model.spec.representations]
+    with database.connect(results.plan_directory) as connection:
+        work_list = WorkList(connection, sequences, [results.mutants(sample) for sample in samples])
+        cutter.cut(work_list, [model.asked_for(["wt_marginals"]) for model in lacking])
+
+
+def _cut_copies(cutter: _Cutter, model: PlannedModel, samples: Sequence[str], results: Results) -> None:
+    """Cut the masked copies that a model is to see."""
+    with database.connect(results.plan_directory) as connection:
+        work_list = WorkList(connection, {sample: results.masked(sample, model.name) for sample in samples})
+        cutter.cut(work_list, [model.of_copies])
 
 
 def _tables(work_list: WorkList, models: Sequence[PlannedModel], samples: Sequence[str]) -> Iterator[_Table]:
@@ -93,12 +141,20 @@ def _tables(work_list: WorkList, models: Sequence[PlannedModel], samples: Sequen
         for output in model.outputs:
             for sample in samples:
                 name = TableName(sample, model.name, output.file_stem)
-                yield _Table(name, output.ragged, _table_size(work_list, model, output, sample))
+                yield _Table(name, output.kind.table == "features", _table_size(work_list, model, output, sample))
+
+
+def _variant_tables(models: Sequence[PlannedModel], mutants: Mapping[str, Path]) -> Iterator[_Table]:
+    """The share that each model has in the tables of variants. mutants: those of each sample."""
+    for sample, path in mutants.items():
+        for model in models:
+            # Two scores.
+            yield _Table(TableName(sample, model.name, VARIANTS), False, 8 * pq.read_metadata(path).num_rows)
 
 
 def _table_size(work_list: WorkList, model: PlannedModel, output: Output, sample: str) -> int:
     if not output.ragged:
-        return work_list.records[sample] * model.architecture.embed_dim * 4
+        return work_list.records[sample] * int(output.value_bytes(np.array([1]), model.architecture)[0])
     spec, (lengths, counts) = model.spec, work_list.histograms[sample]
     kept_of_long = spec.long_treatment.kept(lengths) if spec.long_treatment else np.zeros_like(lengths)
     kept = np.where(lengths <= spec.max_length, lengths, kept_of_long)
@@ -111,7 +167,7 @@ def _new_bytes(tables: Iterable[_Table], jobs: Iterable[Job], results: Results) 
     return sum(
         table.size
         for table in tables
-        if str(table.name) in gaining and not (results.table_files(table.name) or results.residues(table.name).exists())
+        if str(table.name) in gaining and not (results.table_files(table.name) or results.made(table.name).exists())
     )
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esmflow.planned_model import PlannedModel
-from esmflow.representation import Output
+from esmflow.representation import VECTORS, Output
 from esmflow.store.store import metadata_of
 
 #: Proteins in a map, drawn at random if there are more: as many as a browser moves with ease.
@@ -20,7 +20,7 @@ _QUERIES, _NEIGHBOURS = 8, 5
 
 def map_output(model: PlannedModel) -> Output | None:
     """The output that a model's map shows: the deepest layer's mean, or else another vector; None without vectors."""
-    vectors = [output for output in model.outputs if not output.ragged]
+    vectors = [output for output in model.outputs if output.representation in VECTORS]
     return max(vectors, key=lambda output: (output.representation == "mean", output.layer), default=None)
 
 

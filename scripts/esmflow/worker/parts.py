@@ -102,6 +102,5 @@ class Parts:
     def _skip(self, task: EmbedShard, reason: str) -> None:
         shard, model = task.shard, task.model
         keys, _ = read_shard(Path(shard.file), task.first, task.stop)
-        width = model.architecture.embed_dim
-        nothing = {output: [np.zeros(0 if output.ragged else width, np.float32)] for output in shard.outputs}
+        nothing = {output: [np.zeros(output.kind.shape(0, model.architecture), np.float32)] for output in shard.outputs}
         commit(task.target, keys, [reason], nothing, {"model": model.name, "weights_sha256": model.descriptor.sha256})

@@ -11,11 +11,12 @@ import reference
 import reference_esmc as esmc
 import torch
 from esmflow.engine.engine import Engine
+from esmflow.masking import masked_copies
 from esmflow.model import weights
 from esmflow.model.likelihoods import Likelihoods
 from esmflow.model.trunk import Esm
 from esmflow.representation import Output
-from esmflow.treatment import Treatment
+from esmflow.treatment import MASKED, WHOLE, Treatment
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 ABSOLUTE = 1e-4
@@ -106,6 +107,48 @@ def test_a_residue_in_windows_is_read_from_the_text_of_the_window_that_it_lies_d
     log_p = np.array([windows[start][i - start] for i, start in enumerate(starts)])
     assert np.abs(found.values[outputs[0]][0] - entropies(log_p)).max() <= ABSOLUTE
     assert np.abs(found.values[outputs[1]][0] - marginals(log_p, sequence)).max() <= ABSOLUTE
+
+
+def test_a_masked_copy_gives_what_masking_by_hand_does_alone_and_in_any_pack(tiny: Tiny) -> None:
+    copies = [
+        (sequence, position, copy)
+        for sequence in SEQUENCES[:3]
+        for position, copy in enumerate(masked_copies(sequence.encode(), WHOLE, range(len(sequence))))
+    ]
+    random.Random(0).shuffle(copies)
+    plain = b"MKTAYIAKQR"
+    masked, entropy = tiny.output("masked"), tiny.output("entropy")
+    found = tiny.engine().embed([copy for *_, copy in copies], [masked], MASKED)
+    for value, (sequence, position, _) in zip(found.values[masked], copies, strict=True):
+        assert np.abs(value - tiny.log_p(sequence, position)[position]).max() <= ABSOLUTE
+    # A mask in one sequence of a pack changes no other.
+    beside = tiny.engine().embed([plain, copies[0][-1]], [entropy], WHOLE).values[entropy][0]
+    assert np.abs(beside - entropies(tiny.log_p(plain.decode()))).max() <= ABSOLUTE
+
+
+def test_a_masked_copy_of_a_long_protein_is_of_the_window_that_the_position_lies_deepest_in(tiny: Tiny) -> None:
+    size, overlap, sequence = 50, 20, residues(133, seed=2)
+    positions = [0, 33, 34, 35, 36, 66, 132]
+    copies = list(masked_copies(sequence.encode(), Treatment("window", size, overlap), positions))
+    [found] = tiny.engine().embed(copies, [tiny.output("masked")], MASKED).values.values()
+    starts = furthest_from_an_edge(len(sequence), size, overlap)
+    for value, position in zip(found, positions, strict=True):
+        start = starts[position]
+        log_p = tiny.log_p(sequence[start : start + size], position - start)
+        assert np.abs(value - log_p[position - start]).max() <= ABSOLUTE
+
+
+def test_the_sums_of_likelihoods_are_those_of_the_plain_lines_whole_and_in_windows(tiny: Tiny) -> None:
+    size, overlap, sequence = 50, 20, residues(133, seed=3, letters=LETTERS + "X")
+    output = tiny.output("likelihoods")
+    [windowed] = tiny.engine().embed([sequence.encode()], [output], Treatment("window", size, overlap)).values[output]
+    starts = furthest_from_an_edge(len(sequence), size, overlap)
+    windows = {start: tiny.log_p(sequence[start : start + size]) for start in set(starts)}
+    log_p = np.array([windows[start][i - start] for i, start in enumerate(starts)])
+    [whole] = tiny.engine().embed([sequence.encode()], [output]).values[output]
+    for value, expected in ((whole, tiny.log_p(sequence)), (windowed, log_p)):
+        own = [row[LETTERS.index(letter)] for row, letter in zip(expected, sequence, strict=True) if letter != "X"]
+        assert value.tolist() == pytest.approx([sum(own), len(own), entropies(expected).sum()], rel=1e-5)
 
 
 def test_a_model_that_is_sure_has_an_entropy_that_is_more_than_rounding() -> None:

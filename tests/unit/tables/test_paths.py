@@ -79,7 +79,7 @@ def test_all_that_is_made_of_a_run_is_its_own(runs: dict[str, dict[str, np.ndarr
         write_residues(catalog, MODEL, RESIDUES, store, root / "residues.h5")
         with h5py.File(root / "residues.h5") as file:
             assert file["id"].asstr()[:].tolist() == ids
-        write_status(catalog, [MODEL], store, root / "status.tsv")
+        write_status(catalog, [MODEL], store, root / "status.tsv", {})
         rows = [line.split("\t") for line in (root / "status.tsv").read_text().splitlines()[1:]]
         assert [(row[0], row[2]) for row in rows] == [(identifier, "embedded") for identifier in ids]
         mean = PlannedModel(ModelSpec("m", (6,), ("mean",), "skip", 1022, 0, "auto"), MODEL.descriptor)

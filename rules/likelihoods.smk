@@ -1,0 +1,80 @@
+localrules:
+    mask,
+    masked_marginals,
+    likelihoods,
+
+
+rule mask:
+    input:
+        named_positions,
+        sequences=SEQUENCES,
+    output:
+        MASKED,
+    log:
+        "logs/mask/{sample}/{model}.log",
+    benchmark:
+        str(RESULTS.benchmark("mask/{sample}/{model}"))
+    retries: 0
+    conda:
+        "../envs/cpu.yaml"
+    params:
+        mutants=lambda wildcards: [part for path in named_positions(wildcards) for part in ("--mutants", path)],
+        spec=length_spec,
+        cleaning=CLEANING_VERSION,
+    shell:
+        'python "$ESMFLOW"/mask.py'
+        " --log {log:q} --sequences {input.sequences:q} {params.mutants:q} --model {wildcards.model:q}"
+        " --spec {params.spec:q} --copies {output:q}"
+
+
+rule masked_marginals:
+    input:
+        table_receipts,
+        catalog=CATALOG,
+        copies=MASKED,
+        descriptor=DESCRIPTOR,
+    output:
+        str(RESULTS.residues(TABLE)),
+    log:
+        "logs/residues/{sample}/{model}/{output}.log",
+    benchmark:
+        str(RESULTS.benchmark(f"masked_marginals/{TABLE}"))
+    wildcard_constraints:
+        output=file_stem_pattern(FROM_COPIES),
+    retries: 0
+    conda:
+        "../envs/cpu.yaml"
+    params:
+        spec=table_spec,
+        numerics=NUMERICS_VERSION,
+        store=STORE,
+    shell:
+        'python "$ESMFLOW"/masked_marginals.py'
+        " --log {log:q} --catalog {input.catalog:q} --copies {input.copies:q} --model {wildcards.model:q}"
+        " --spec {params.spec:q} --descriptor {input.descriptor:q} --store {params.store:q} --file {output:q}"
+
+
+rule likelihoods:
+    input:
+        lambda wildcards: named_receipts(TableName(wildcards.sample, wildcards.model, "likelihoods")),
+        catalog=CATALOG,
+        copies=lambda wildcards: expand(MASKED, **wildcards) if wildcards.model in MASKING else [],
+        descriptor=DESCRIPTOR,
+    output:
+        str(RESULTS.likelihoods(TABLE)),
+    log:
+        "logs/likelihoods/{sample}/{model}.log",
+    benchmark:
+        str(RESULTS.benchmark("likelihoods/{sample}/{model}"))
+    retries: 0
+    conda:
+        "../envs/cpu.yaml"
+    params:
+        copies=lambda wildcards, input: ["--copies", *input.copies] if input.copies else [],
+        spec=likelihoods_spec,
+        numerics=NUMERICS_VERSION,
+        store=STORE,
+    shell:
+        'python "$ESMFLOW"/likelihoods.py'
+        " --log {log:q} --catalog {input.catalog:q} {params.copies:q} --model {wildcards.model:q}"
+        " --spec {params.spec:q} --descriptor {input.descriptor:q} --store {params.store:q} --table {output:q}"
