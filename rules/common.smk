@@ -12,7 +12,7 @@ from esmflow.errors import EsmflowError
 from esmflow.files import sha256
 from esmflow.inputs.samples import read_samples
 from esmflow.planned_model import CLEANING_VERSION, NUMERICS_VERSION, ModelSpec
-from esmflow.representation import NAMES, REPRESENTATIONS, file_stem_pattern
+from esmflow.representation import NAMES, REPRESENTATIONS, VARIANTS, file_stem_pattern
 from esmflow.results import Results, TableName
 from esmflow.run_plan import RunPlan
 from esmflow.tables.exports import EXPORTS
@@ -42,6 +42,7 @@ STORE = config["store"]
 RESULTS = Results(Path(config["results"]))
 CATALOG = str(RESULTS.catalog("{sample}"))
 SEQUENCES = str(RESULTS.sequences("{sample}"))
+VARIANT_SHEET = [config["variants"]] if "variants" in config else []
 MUTANTS = str(RESULTS.mutants("{sample}"))
 MASKED = str(RESULTS.masked("{sample}", "{model}"))
 DESCRIPTOR = str(RESULTS.descriptor("{model}"))

@@ -66,9 +66,10 @@ def read_plan():
 
 
 def tables(wildcards):
-    """All feature tables and residue files."""
+    """All tables and residue files."""
     plan = read_plan()
-    return [str(table_path(TableName.parse(name), in_parts=name in plan.in_parts)) for name in plan.tables]
+    paths = (table_path(TableName.parse(name), in_parts=name in plan.in_parts) for name in plan.tables)
+    return list(dict.fromkeys(map(str, paths)))
 
 
 def statuses(wildcards):
@@ -99,9 +100,17 @@ def named_receipts(name):
 
 
 def sample_receipts(wildcards):
-    """The receipts of the jobs that any feature table of a sample needs."""
-    needs = [jobs for name, jobs in read_plan().tables.items() if TableName.parse(name).sample == wildcards.sample]
-    return expand(RECEIPT, job=sorted(set().union(*needs)))
+    """The receipts of the jobs that any table of a sample needs, but for that of the variants."""
+    needs = {TableName.parse(name): jobs for name, jobs in read_plan().tables.items()}
+    own = [jobs for name, jobs in needs.items() if name.sample == wildcards.sample and name.file_stem != VARIANTS]
+    return expand(RECEIPT, job=sorted(set().union(*own)))
+
+
+def variant_receipts(wildcards):
+    """The receipts of the jobs that the table of a sample's variants needs."""
+    needs = read_plan().tables
+    own = [needs[str(TableName(wildcards.sample, model, VARIANTS))] for model in MODELS]
+    return expand(RECEIPT, job=sorted(set().union(*own)))
 
 
 def table_spec(wildcards):

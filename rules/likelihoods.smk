@@ -2,6 +2,8 @@ localrules:
     mask,
     masked_marginals,
     likelihoods,
+    match_variants,
+    variants,
 
 
 rule mask:
@@ -78,3 +80,52 @@ rule likelihoods:
         'python "$ESMFLOW"/likelihoods.py'
         " --log {log:q} --catalog {input.catalog:q} {params.copies:q} --model {wildcards.model:q}"
         " --spec {params.spec:q} --descriptor {input.descriptor:q} --store {params.store:q} --table {output:q}"
+
+
+rule match_variants:
+    input:
+        catalog=CATALOG,
+        sequences=SEQUENCES,
+        samples=config["samples"],
+        variants=VARIANT_SHEET,
+    output:
+        MUTANTS,
+    log:
+        "logs/match_variants/{sample}.log",
+    benchmark:
+        str(RESULTS.benchmark("match_variants/{sample}"))
+    retries: 0
+    conda:
+        "../envs/cpu.yaml"
+    params:
+        stamps=lambda wildcards: stamps(VARIANT_SHEET),
+    shell:
+        'python "$ESMFLOW"/match_variants.py'
+        " --log {log:q} --variants {input.variants:q} --samples {input.samples:q} --sample {wildcards.sample:q}"
+        " --catalog {input.catalog:q} --sequences {input.sequences:q} --mutants {output:q}"
+
+
+rule variants:
+    input:
+        variant_receipts,
+        MUTANTS,
+        expand(MASKED, model=MODELS, allow_missing=True),
+        expand(DESCRIPTOR, model=MODELS),
+    output:
+        str(RESULTS.variants("{sample}")),
+    log:
+        "logs/variants/{sample}.log",
+    benchmark:
+        str(RESULTS.benchmark("variants/{sample}"))
+    retries: 0
+    conda:
+        "../envs/cpu.yaml"
+    params:
+        models=json.dumps({model: numeric_config(model) for model in MODELS}),
+        numerics=NUMERICS_VERSION,
+        results=lambda wildcards, output: str(Path(output[0]).parents[1]),
+        store=STORE,
+    shell:
+        'python "$ESMFLOW"/variants.py'
+        " --log {log:q} --results {params.results:q} --sample {wildcards.sample:q} --models {params.models:q}"
+        " --store {params.store:q}"

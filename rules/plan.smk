@@ -7,7 +7,8 @@ checkpoint plan:
     input:
         expand(SEQUENCES, sample=SAMPLES),
         expand(DESCRIPTOR, model=MODELS),
-        expand(MASKED, sample=SAMPLES, model=MASKING),
+        expand(MASKED, sample=SAMPLES, model=MODELS if VARIANT_SHEET else MASKING),
+        expand(MUTANTS, sample=SAMPLES if VARIANT_SHEET else []),
         quarantine,
         inputs([config["samples"]]),
     output:
@@ -35,6 +36,7 @@ checkpoint plan:
         part_mb=config["tables"]["part_mb"],
         samples=samples,
         stamps=lambda wildcards: stamps([samples(wildcards)]),
+        variants=["--variants"] if VARIANT_SHEET else [],
     shell:
         'python "$ESMFLOW"/plan.py'
         " --log {log:q} --results={params.results:q} --samples={params.samples:q} --models {params.models:q}"
@@ -42,7 +44,7 @@ checkpoint plan:
         " --target-minutes {resources.target_minutes} --max-jobs {resources.max_jobs}"
         " --gpus-per-job {resources.gpus_per_job} --threads {resources.embed_threads}"
         " --tokens-per-pack {resources.tokens_per_pack} --mix-models {resources.mix_models}"
-        " --part-mb {params.part_mb} --local {resources.local}"
+        " --part-mb {params.part_mb} --local {resources.local} {params.variants}"
 
 
 rule preflight:

@@ -5,10 +5,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import pandas as pd
+import pyarrow.parquet as pq
 import torch
 from esmflow.inputs.catalog import ingest
 from esmflow.inputs.masked import write_masked
 from esmflow.inputs.samples import Fasta
+from esmflow.inputs.variants import read_variants, write_mutants
 from esmflow.job import Job
 from esmflow.model.fetch import fetch
 from esmflow.plan.plan import plan
@@ -16,6 +19,7 @@ from esmflow.plan.sizes import Sizes
 from esmflow.planned_model import ModelSpec, PlannedModel
 from esmflow.results import Results, TableName
 from esmflow.store.store import Store
+from esmflow.tables.variants import write_variants
 from esmflow.worker.messages import EmbedShard
 from esmflow.worker.process import Embedder, load_engine
 from esmflow.worker.registry import ModelRegistry
@@ -75,13 +79,22 @@ class Run:
         results = self.results
         ingest(SAMPLE, [Fasta(fasta)], results.catalog(SAMPLE), results.sequences(SAMPLE), fail_on_invalid=False)
 
+    def match(self, lines: Sequence[tuple[str, str]]) -> None:
+        """Write a sheet of variants (id, mutant) and set it against the records."""
+        sheet, results = self.root / "variants.tsv", self.results
+        sheet.write_text("sample\tid\tmutant\n" + "".join(f"{SAMPLE}\t{name}\t{mutant}\n" for name, mutant in lines))
+        paths = results.catalog(SAMPLE), results.sequences(SAMPLE), results.mutants(SAMPLE)
+        write_mutants(read_variants(sheet, [SAMPLE]), *paths)
+
     def plan(self) -> list[Job]:
         """List the masked copies and plan."""
+        results, mutants = self.results, self.results.mutants(SAMPLE)
         for name, model in self.models.items():
-            if model.masks:
-                write_masked(self.results.sequences(SAMPLE), model.spec, self.results.masked(SAMPLE, name))
+            if model.masks or mutants.exists():
+                target, named = results.masked(SAMPLE, name), None if model.masks else mutants
+                write_masked(results.sequences(SAMPLE), model.spec, target, named)
         sizes = Sizes(self.target_minutes, 1, 0, 1, None)
-        plan(list(self.models.values()), [SAMPLE], self.results, self.store, sizes)
+        plan(list(self.models.values()), [SAMPLE], results, self.store, sizes, variants=mutants.exists())
         return [Job.load(path) for path in sorted((self.results.plan_directory / "jobs").glob("*.json"))]
 
     def embed(self, jobs: Sequence[Job]) -> None:
@@ -90,6 +103,16 @@ class Run:
             for shard in job.shards:
                 target = self.store.path(job.space(shard), shard.name)
                 self.embedder.embed(EmbedShard(job.models[shard.model], shard, 0, shard.sequences, target)).result()
+
+    def score(self, lines: Sequence[tuple[str, str]]) -> tuple[pd.DataFrame, list[Job]]:
+        """The table of variants of these lines, and the jobs that it took."""
+        self.match(lines)
+        jobs = self.plan()
+        self.embed(jobs)
+        copies = {name: self.results.masked(SAMPLE, name) for name in self.models}
+        table = self.results.variants(SAMPLE)
+        write_variants(self.results.mutants(SAMPLE), list(self.models.values()), copies, self.store, table)
+        return pq.read_table(table).to_pandas(), jobs
 
 
 def copies(jobs: Sequence[Job]) -> int:

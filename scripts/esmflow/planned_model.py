@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from esmflow import files
 from esmflow.architecture import Architecture
 from esmflow.errors import ConfigError
@@ -52,6 +54,12 @@ class ModelSpec:
             "skip": None,
             str(MASKED): MASKED,
         }[self.long_sequences]
+
+    def kept(self, lengths: np.ndarray) -> np.ndarray:
+        """How many residues are kept of sequences of so many, 0 of those that are skipped: int [sequences]."""
+        long = self.long_treatment.kept(lengths) if self.long_treatment else np.zeros_like(lengths)
+        kept: np.ndarray = np.where(lengths <= self.max_length, lengths, long)
+        return kept
 
     @property
     def treatments(self) -> list[Treatment]:

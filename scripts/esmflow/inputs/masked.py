@@ -51,7 +51,7 @@ def write_masked(sequences: Path, spec: ModelSpec, target: Path, mutants: Path |
     with files.atomic(target) as temporary, closing(TableWriter(temporary, MASKED)) as table:
         for sequence, residues in _unique(sequences):
             treatment = spec.treatment(len(residues))
-            kept = int(treatment.kept(np.array(len(residues)))) if treatment else 0
+            kept = int(spec.kept(np.array(len(residues))))
             positions = range(kept) if named is None else [at for at in named.get(sequence, ()) if at < kept]
             if not treatment or not positions:
                 continue

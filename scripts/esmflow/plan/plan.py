@@ -155,10 +155,8 @@ def _variant_tables(models: Sequence[PlannedModel], mutants: Mapping[str, Path])
 def _table_size(work_list: WorkList, model: PlannedModel, output: Output, sample: str) -> int:
     if not output.ragged:
         return work_list.records[sample] * int(output.value_bytes(np.array([1]), model.architecture)[0])
-    spec, (lengths, counts) = model.spec, work_list.histograms[sample]
-    kept_of_long = spec.long_treatment.kept(lengths) if spec.long_treatment else np.zeros_like(lengths)
-    kept = np.where(lengths <= spec.max_length, lengths, kept_of_long)
-    return int(counts @ output.value_bytes(kept, model.architecture))
+    lengths, counts = work_list.histograms[sample]
+    return int(counts @ output.value_bytes(model.spec.kept(lengths), model.architecture))
 
 
 def _new_bytes(tables: Iterable[_Table], jobs: Iterable[Job], results: Results) -> int:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esmflow import database, files
-from esmflow.planned_model import ModelSpec, PlannedModel
+from esmflow.planned_model import PlannedModel
 from esmflow.store.store import Store, metadata_for
 from esmflow.tables.located import LocatedRecords
 from esmflow.tables.masked import masked_values
@@ -47,7 +47,7 @@ def write_likelihoods(
             "id": rows["id"],
             "length": rows["length"],
             "wt_perplexity": _perplexity(log_p, residues),
-            "mean_entropy": _numbers(entropy / _kept(model.spec, rows["length"].to_numpy())),
+            "mean_entropy": _numbers(entropy / model.spec.kept(rows["length"].to_numpy())),
         }
         if copies:
             keys = _keys(connection, catalog, located)
@@ -82,13 +82,6 @@ def _masked(
                 own = values.own(rows)
                 sums[key] = float(np.nansum(own)), float(np.isfinite(own).sum())
     return sums
-
-
-def _kept(spec: ModelSpec, lengths: np.ndarray) -> np.ndarray:
-    """How many residues the model keeps of embedded records of these lengths: float64."""
-    treatments = {length: spec.treatment(length) for length in np.unique(lengths).tolist()}
-    kept = {length: treatment.kept(np.array(length)) for length, treatment in treatments.items() if treatment}
-    return np.array([kept[length] for length in lengths.tolist()], np.float64)
 
 
 def _perplexity(log_p: np.ndarray, residues: np.ndarray) -> pa.Array:

@@ -44,9 +44,9 @@ class MaskedValues:
         places = database.keep(connection, located.embedded.project("place, index AS target").order("place"))
         for column, rows, targets in located.gather(places):
             values[targets] = column.flatten().to_numpy().reshape(-1, len(AMINO_ACIDS))[rows]
-        self._reasons: dict[int, str] = dict(located.skipped.order("index").fetchall())
+        self.reasons: dict[int, str] = dict(located.skipped.order("index").fetchall())
         """Why copies have no values, by their index."""
-        self._skipped = np.array(list(self._reasons), np.int64)
+        self._skipped = np.array(list(self.reasons), np.int64)
         values[self._skipped] = np.nan
         self.provenance = located.provenance
         """What made the values, as `LocatedRecords.provenance`."""
@@ -61,7 +61,7 @@ class MaskedValues:
         """Why the first of these copies that has no values has none; None if all have."""
         place = int(np.searchsorted(self._skipped, copies.start))
         at = int(self._skipped[place]) if place < len(self._skipped) else copies.stop
-        return self._reasons[at] if at < copies.stop else None
+        return self.reasons[at] if at < copies.stop else None
 
     def own(self, copies: slice | np.ndarray) -> np.ndarray:
         """log p of the residue as it is in these copies; of X and the like, NaN: float64 [copies]."""
