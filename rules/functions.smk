@@ -108,9 +108,8 @@ def sample_receipts(wildcards):
 
 def variant_receipts(wildcards):
     """The receipts of the jobs that the table of a sample's variants needs."""
-    needs = read_plan().tables
-    own = [needs[str(TableName(wildcards.sample, model, VARIANTS))] for model in MODELS]
-    return expand(RECEIPT, job=sorted(set().union(*own)))
+    names = [TableName(wildcards.sample, model, VARIANTS) for model in MODELS]
+    return sorted(set().union(*map(named_receipts, names)))
 
 
 def table_spec(wildcards):
@@ -190,14 +189,16 @@ def job_memory(wildcards, attempt):
 
 
 def exports(wildcards):
-    """What the exports that the config asks for make of the tables."""
+    """What the exports that the config asks for make of the tables, and of the variants."""
     paths = set()
     for table in map(TableName.parse, read_plan().tables):
         directory = RESULTS.exports(table.sample, table.model)
-        for name in config["exports"]:
+        for name in EXPORTS.keys() & set(config["exports"]):
             for layout in EXPORTS[name].layouts:
                 if re.fullmatch(layout.file_stems, table.file_stem):
                     paths.add(str(directory / layout.paths[0].format(output=table.file_stem)))
+    if "proteingym" in config["exports"]:
+        paths |= {str(RESULTS.proteingym(sample)) for sample in SAMPLES if sample not in read_plan().refused}
     return sorted(paths)
 
 

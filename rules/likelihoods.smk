@@ -4,6 +4,7 @@ localrules:
     likelihoods,
     match_variants,
     variants,
+    proteingym,
 
 
 rule mask:
@@ -20,13 +21,13 @@ rule mask:
     conda:
         "../envs/cpu.yaml"
     params:
-        mutants=lambda wildcards: [part for path in named_positions(wildcards) for part in ("--mutants", path)],
+        mutants=lambda wildcards: [f"--mutants={path}" for path in named_positions(wildcards)],
         spec=length_spec,
         cleaning=CLEANING_VERSION,
     shell:
         'python "$ESMFLOW"/mask.py'
-        " --log {log:q} --sequences {input.sequences:q} {params.mutants:q} --model {wildcards.model:q}"
-        " --spec {params.spec:q} --copies {output:q}"
+        " --log {log:q} --sequences={input.sequences:q} {params.mutants:q} --model {wildcards.model:q}"
+        " --spec {params.spec:q} --copies={output:q}"
 
 
 rule masked_marginals:
@@ -49,11 +50,11 @@ rule masked_marginals:
     params:
         spec=table_spec,
         numerics=NUMERICS_VERSION,
-        store=STORE,
+        store=store,
     shell:
         'python "$ESMFLOW"/masked_marginals.py'
-        " --log {log:q} --catalog {input.catalog:q} --copies {input.copies:q} --model {wildcards.model:q}"
-        " --spec {params.spec:q} --descriptor {input.descriptor:q} --store {params.store:q} --file {output:q}"
+        " --log {log:q} --catalog={input.catalog:q} --copies={input.copies:q} --model {wildcards.model:q}"
+        " --spec {params.spec:q} --descriptor={input.descriptor:q} --store={params.store:q} --file={output:q}"
 
 
 rule likelihoods:
@@ -72,22 +73,21 @@ rule likelihoods:
     conda:
         "../envs/cpu.yaml"
     params:
-        copies=lambda wildcards, input: ["--copies", *input.copies] if input.copies else [],
+        copies=lambda wildcards, input: [f"--copies={path}" for path in input.copies],
         spec=likelihoods_spec,
         numerics=NUMERICS_VERSION,
-        store=STORE,
+        store=store,
     shell:
         'python "$ESMFLOW"/likelihoods.py'
-        " --log {log:q} --catalog {input.catalog:q} {params.copies:q} --model {wildcards.model:q}"
-        " --spec {params.spec:q} --descriptor {input.descriptor:q} --store {params.store:q} --table {output:q}"
+        " --log {log:q} --catalog={input.catalog:q} {params.copies:q} --model {wildcards.model:q}"
+        " --spec {params.spec:q} --descriptor={input.descriptor:q} --store={params.store:q} --table={output:q}"
 
 
 rule match_variants:
     input:
         catalog=CATALOG,
         sequences=SEQUENCES,
-        samples=config["samples"],
-        variants=VARIANT_SHEET,
+        sheets=inputs([config["samples"], *VARIANT_SHEET]),
     output:
         MUTANTS,
     log:
@@ -98,11 +98,13 @@ rule match_variants:
     conda:
         "../envs/cpu.yaml"
     params:
-        stamps=lambda wildcards: stamps(VARIANT_SHEET),
+        samples=samples,
+        variants=lambda wildcards: VARIANT_SHEET,
+        stamps=lambda wildcards: stamps([samples(wildcards), *VARIANT_SHEET]),
     shell:
         'python "$ESMFLOW"/match_variants.py'
-        " --log {log:q} --variants {input.variants:q} --samples {input.samples:q} --sample {wildcards.sample:q}"
-        " --catalog {input.catalog:q} --sequences {input.sequences:q} --mutants {output:q}"
+        " --log {log:q} --variants={params.variants:q} --samples={params.samples:q} --sample {wildcards.sample:q}"
+        " --catalog={input.catalog:q} --sequences={input.sequences:q} --mutants={output:q}"
 
 
 rule variants:
@@ -124,8 +126,28 @@ rule variants:
         models=json.dumps({model: numeric_config(model) for model in MODELS}),
         numerics=NUMERICS_VERSION,
         results=lambda wildcards, output: str(Path(output[0]).parents[1]),
-        store=STORE,
+        store=store,
     shell:
         'python "$ESMFLOW"/variants.py'
-        " --log {log:q} --results {params.results:q} --sample {wildcards.sample:q} --models {params.models:q}"
-        " --store {params.store:q}"
+        " --log {log:q} --results={params.results:q} --sample {wildcards.sample:q} --models {params.models:q}"
+        " --store={params.store:q}"
+
+
+rule proteingym:
+    input:
+        mutants=MUTANTS,
+        sequences=SEQUENCES,
+        table=str(RESULTS.variants("{sample}")),
+    output:
+        directory(str(RESULTS.proteingym("{sample}"))),
+    log:
+        "logs/proteingym/{sample}.log",
+    benchmark:
+        str(RESULTS.benchmark("proteingym/{sample}"))
+    retries: 0
+    conda:
+        "../envs/cpu.yaml"
+    shell:
+        'python "$ESMFLOW"/proteingym.py'
+        " --log {log:q} --mutants={input.mutants:q} --sequences={input.sequences:q} --table={input.table:q}"
+        " --directory={output:q}"

@@ -126,6 +126,10 @@ class Results:
         """The scores of the variants."""
         return self.root / "variants" / f"{sample}.parquet"
 
+    def proteingym(self, sample: str) -> Path:
+        """The directory of the same in ProteinGym's layout."""
+        return self.root / "variants" / f"{sample}.proteingym"
+
     def status(self, sample: str) -> Path:
         """What became of each record."""
         return self.root / "status" / f"{sample}.tsv"

@@ -26,7 +26,9 @@ from esmflow.tables.exports import EXPORTS
 from esmflow.weights_source import HubRepository, WheelMember, is_path, require_official
 
 Representation = Literal[*NAMES]  # type: ignore[valid-type]
-Export = Literal[*EXPORTS]  # type: ignore[valid-type]
+#: Exports of variants, which are of all models together.
+OF_VARIANTS = ("proteingym",)
+Export = Literal[*EXPORTS, *OF_VARIANTS]  # type: ignore[valid-type]
 
 
 def _key(meaning: str, *, example: object, change: str, **field: Any) -> Any:
@@ -242,7 +244,7 @@ class Config(_Part):
         default="skip",
     )
     exports: Distinct[Export] = _key(
-        f"copies of the tables in other programs' layouts, of {_names(tuple(EXPORTS))}: see "
+        f"copies of the tables in other programs' layouts, of {_names((*EXPORTS, *OF_VARIANTS))}: see "
         "[docs/exports.md](../docs/exports.md)",
         example=["csv", "anndata"],
         change="writes the new ones from the store",
@@ -266,7 +268,10 @@ class Config(_Part):
         models: dict[str, Model] = others.data.get("models", {})
         asked = {kind for model in models.values() for kind in model.representations}
         for export in exports if models else ():
-            if not asked & set(EXPORTS[export].representations):
+            if export in OF_VARIANTS:
+                if not others.data.get("variants"):
+                    raise ValueError(f"{export} is of variants; give their sheet as 'variants' or leave the export out")
+            elif not asked & set(EXPORTS[export].representations):
                 raise ValueError(
                     f"{export} is of {', '.join(EXPORTS[export].representations)}, and no model has one of them in its "
                     "representations; add one or leave the export out"

@@ -16,6 +16,7 @@ from esmflow.alphabet import AMINO_ACIDS
 from esmflow.inputs.catalog import TableWriter
 from esmflow.masking import masked_copies
 from esmflow.planned_model import ModelSpec
+from esmflow.refusal import refusal, with_refusal
 
 #: What a catalog has, and the residues, of each copy; then of which sequence it is a copy, which position is masked,
 #: and which of the 20 amino acids is there, or -1.
@@ -44,11 +45,13 @@ def write_masked(sequences: Path, spec: ModelSpec, target: Path, mutants: Path |
     """Write the masked copies of the sequences in a sample's file, each sequence once, in its order.
 
     Positions count from 0. They are those that the model keeps of a sequence; with `mutants`, only those of them that
-    a variant names.
+    a variant names. Of a sample that was refused the list is empty and tells why.
     """
     named = _named(mutants) if mutants else None
     copies = buffered = 0
-    with files.atomic(target) as temporary, closing(TableWriter(temporary, MASKED)) as table:
+    refused = refusal(sequences)
+    schema = with_refusal(MASKED, refused) if refused else MASKED
+    with files.atomic(target) as temporary, closing(TableWriter(temporary, schema)) as table:
         for sequence, residues in _unique(sequences):
             treatment = spec.treatment(len(residues))
             kept = int(spec.kept(np.array(len(residues))))

@@ -16,6 +16,7 @@ from esmflow import database, files
 from esmflow.alphabet import AMINO_ACIDS
 from esmflow.errors import ConfigError
 from esmflow.inputs.catalog import TableWriter
+from esmflow.refusal import refusal, with_refusal
 from esmflow.variant import Substitution, misfit, parse
 
 #: What a catalog has, and of each line its text and its substitutions: positions from 0, and numbers of the letters
@@ -75,9 +76,12 @@ def write_mutants(lines: pa.Table, catalog: Path, sequences: Path, target: Path)
     """Set a sample's lines (`id`, `mutant`) against its records, and write a row for each, in the order of the lines.
 
     An ID that several records bear has a row for each of them, in their order. Status is `valid`, or `skipped` with a
-    reason: no such ID, a record that was skipped, a text that is no substitution, another residue there.
+    reason: no such ID, a record that was skipped, a text that is no substitution, another residue there. Of a sample
+    that was refused the file tells why.
     """
     rows = refused = 0
+    line = refusal(catalog)
+    schema = with_refusal(MUTANTS, line) if line else MUTANTS
     with database.connect(target) as connection, files.atomic(target) as temporary:
         numbered = lines.append_column("line", pa.array(range(len(lines)), pa.int64()))
         connection.register("lines", numbered)
@@ -89,15 +93,16 @@ def write_mutants(lines: pa.Table, catalog: Path, sequences: Path, target: Path)
             params=[database.literal(catalog)],
         )
         residues = _residues(sequences, set(matched.select("key").distinct().to_arrow_table()["key"].to_pylist()))
-        with closing(TableWriter(temporary, MUTANTS)) as table:
+        with closing(TableWriter(temporary, schema)) as table:
             for batch in matched.to_arrow_reader(_ROWS):
                 for row in batch.to_pylist():
                     reason, substitutions = _matched(row, residues)
                     positions = [substitution.position - 1 for substitution in substitutions]
                     letters = [AMINO_ACIDS.index(substitution.letter) for substitution in substitutions]
-                    about = (row["id"], row["mutant"], row["length"], row["key"])
-                    status = "skipped" if reason else "valid"
-                    table.add((rows, *about, status, reason, positions, letters))
+                    # Without a key, nothing is computed for a line that is refused.
+                    key, status = (None, "skipped") if reason else (row["key"], "valid")
+                    about = (row["id"], row["mutant"], row["length"], key, status, reason)
+                    table.add((rows, *about, positions, letters))
                     rows += 1
                     refused += reason is not None
                 table.flush()

@@ -74,11 +74,11 @@ def plan(
             cutter.cut(work_list, [model.unmasked for model in models])
             tables = list(_tables(work_list, models, usable))
             longest = work_list.longest
-        if variants:
+        if variants and usable:
             _cut_named(cutter, models, usable, results)
             tables += _variant_tables(models, usable, results)
         for model in models:
-            if model.masks or variants:
+            if usable and (model.masks or variants):
                 _cut_copies(cutter, model, usable, results)
         jobs = cutter.jobs(models)
         forecasts = {job.name: preflight.forecast(job, rates, longest, sizes) for job in jobs}
