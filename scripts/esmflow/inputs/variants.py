@@ -80,8 +80,9 @@ def write_mutants(lines: pa.Table, catalog: Path, sequences: Path, target: Path)
     that was refused the file tells why.
     """
     rows = refused = 0
-    line = refusal(catalog)
-    schema = with_refusal(MUTANTS, line) if line else MUTANTS
+    schema = MUTANTS
+    if line := refusal(catalog):
+        lines, schema = lines.slice(0, 0), with_refusal(MUTANTS, line)
     with database.connect(target) as connection, files.atomic(target) as temporary:
         numbered = lines.append_column("line", pa.array(range(len(lines)), pa.int64()))
         connection.register("lines", numbered)

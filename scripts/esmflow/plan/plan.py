@@ -144,12 +144,12 @@ def _tables(work_list: WorkList, models: Sequence[PlannedModel], samples: Sequen
                 yield _Table(name, output.kind.table == "features", _table_size(work_list, model, output, sample))
 
 
-def _variant_tables(models: Sequence[PlannedModel], mutants: Mapping[str, Path]) -> Iterator[_Table]:
-    """The share that each model has in the tables of variants. mutants: those of each sample."""
-    for sample, path in mutants.items():
+def _variant_tables(models: Sequence[PlannedModel], samples: Sequence[str], results: Results) -> Iterator[_Table]:
+    """The share of two scores that each model has in the tables of variants."""
+    for sample in samples:
+        size = 2 * 4 * pq.read_metadata(results.mutants(sample)).num_rows
         for model in models:
-            # Two scores.
-            yield _Table(TableName(sample, model.name, VARIANTS), False, 8 * pq.read_metadata(path).num_rows)
+            yield _Table(TableName(sample, model.name, VARIANTS), divisible=False, size=size)
 
 
 def _table_size(work_list: WorkList, model: PlannedModel, output: Output, sample: str) -> int:

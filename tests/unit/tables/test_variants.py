@@ -11,8 +11,10 @@ import pytest
 import reference
 import torch
 from Bio.SeqUtils import seq3
-from esmflow.errors import ConfigError, IncompleteError
+from esmflow.errors import ConfigError, DataError, IncompleteError
+from esmflow.inputs.catalog import refuse
 from esmflow.planned_model import PlannedModel
+from esmflow.run_plan import RunPlan
 from esmflow.tables.variants import write_variants
 from likelihood_runs import SAMPLE, Run, copies
 
@@ -239,6 +241,18 @@ def test_a_model_without_a_language_head_is_refused_before_anything_is_planned(e
     run.match([("p", "K2A")])
     with pytest.raises(ConfigError, match=r"models\.trunk: the weights have no head to score variants with"):
         run.plan()
+
+
+def test_a_sample_that_was_refused_has_no_variants_and_stops_no_plan(tmp_path: Path, tiny: torch.nn.Module) -> None:
+    run = run_in(tmp_path)
+    refuse(DataError("sample s: no FASTA"), run.results.catalog(SAMPLE), run.results.sequences(SAMPLE))
+    run.match([("p", "K2A")])
+    assert run.plan() == []
+    plan = RunPlan.load(run.results.plan)
+    assert (plan.tables, plan.refused) == ({}, {SAMPLE: "sample s: no FASTA"})
+    paths = {"tiny": run.results.masked(SAMPLE, "tiny")}
+    with pytest.raises(DataError, match="no FASTA"):
+        write_variants(run.results.mutants(SAMPLE), [run.model], paths, run.store, run.results.variants(SAMPLE))
 
 
 def independent(sheet_line: tuple[str, str], records: Mapping[str, str]) -> str | None:
