@@ -19,8 +19,17 @@ from plotly.offline import get_plotlyjs
 from esmflow import __version__, database, files
 from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
 from esmflow.receipt import Receipt, SelfCheck
+from esmflow.report.likelihoods import ProteinMarginals, read_marginals, read_perplexities
 from esmflow.report.maps import Drawn, Neighbourhood, draw, map_output, neighbours, projections
-from esmflow.report.plots import balance_plot, fragment, lengths_plot, protein_map, seconds_plot
+from esmflow.report.plots import (
+    balance_plot,
+    fragment,
+    lengths_plot,
+    marginals_plot,
+    perplexity_plot,
+    protein_map,
+    seconds_plot,
+)
 from esmflow.representation import Output
 from esmflow.results import Results, TableName
 from esmflow.run_plan import RunPlan
@@ -63,6 +72,17 @@ class ModelMaps:
 
 
 @dataclass(frozen=True)
+class ModelLikelihoods:
+    """What a model's likelihoods are, as HTML; empty where they are not asked for."""
+
+    model: str
+    perplexities: str
+    marginals: str
+    protein: ProteinMarginals | None
+    """Whose marginals they are."""
+
+
+@dataclass(frozen=True)
 class Numerics:
     """What the self-checks of jobs found at worst, of one model computed in one way."""
 
@@ -89,7 +109,9 @@ def write_report(
     figures: dict[str, go.Figure] = {"lengths": lengths_plot({sample.name: sample.lengths for sample in outcomes})}
     if receipts:
         figures |= {"seconds": seconds_plot(receipts), "balance": balance_plot(receipts)}
-    models = [_mapped(results, samples, spec, number) for number, spec in enumerate(specs)]
+    planned = [PlannedModel(spec, Descriptor.load(results.descriptor(spec.name))) for spec in specs]
+    models = [_mapped(results, samples, model, number) for number, model in enumerate(planned)]
+    likelihoods = [_likelihoods(results, samples, model, number) for number, model in enumerate(planned)]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
@@ -101,6 +123,7 @@ def write_report(
         receipts=receipts[:_JOBS],
         jobs=len(receipts),
         models=models,
+        likelihoods=[shown for shown in likelihoods if shown.perplexities or shown.marginals],
         numerics=_numerics(receipts),
         versions={"esmflow": __version__} | {name: version(name) for name in ("snakemake", "plotly", "numpy")},
         config=json.dumps(config, indent=2, ensure_ascii=False),
@@ -129,13 +152,12 @@ def read_status(status: Path, sample: str) -> Sample:
     return Sample(sample, sum(lengths.values()), by_count, lengths)
 
 
-def _mapped(results: Results, samples: Sequence[str], spec: ModelSpec, number: int) -> ModelMaps:
+def _mapped(results: Results, samples: Sequence[str], model: PlannedModel, number: int) -> ModelMaps:
     """A model, which has that number on the page, with the maps of what its tables hold."""
-    model = PlannedModel(spec, Descriptor.load(results.descriptor(spec.name)))
     output = map_output(model)
     drawn = None
     if output:
-        tables = {sample: TableName(sample, spec.name, output.file_stem) for sample in samples}
+        tables = {sample: TableName(sample, model.name, output.file_stem) for sample in samples}
         drawn = draw({sample: results.table_files(table) for sample, table in tables.items()})
     if not drawn:
         return ModelMaps(model, output, None, {}, [])
@@ -144,6 +166,17 @@ def _mapped(results: Results, samples: Sequence[str], spec: ModelSpec, number: i
         place, (across, up) = project(drawn.vectors)
         maps[kind] = fragment(f"map{number}-{kind.lower()}", protein_map(drawn, place, across, up))
     return ModelMaps(model, output, drawn, maps, neighbours(drawn))
+
+
+def _likelihoods(results: Results, samples: Sequence[str], model: PlannedModel, number: int) -> ModelLikelihoods:
+    """What a model, which has that number on the page, says of residues."""
+    perplexities, protein = read_perplexities(results, samples, model), read_marginals(results, samples, model)
+    return ModelLikelihoods(
+        model.name,
+        fragment(f"perplexity{number}", perplexity_plot(perplexities)) if perplexities else "",
+        fragment(f"marginals{number}", marginals_plot(protein)) if protein else "",
+        protein,
+    )
 
 
 def _numerics(receipts: Sequence[Receipt]) -> list[Numerics]:

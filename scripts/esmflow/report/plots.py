@@ -8,7 +8,9 @@ import numpy as np
 import plotly.graph_objects as go
 import plotly.io
 
+from esmflow.alphabet import AMINO_ACIDS
 from esmflow.receipt import Receipt
+from esmflow.report.likelihoods import Perplexities, ProteinMarginals
 from esmflow.report.maps import Drawn
 
 #: Samples with a colour of their own.
@@ -86,6 +88,55 @@ def lengths_plot(samples: Mapping[str, Mapping[int, int]]) -> go.Figure:
         xaxis={"title": "length in residues", "type": "log"},
         yaxis={"title": "records"},
         showlegend=True,
+    )
+
+
+def perplexity_plot(perplexities: Perplexities) -> go.Figure:
+    """Records by perplexity, in bins of equal width on a logarithmic scale."""
+    every = np.concatenate([np.empty(0), *perplexities.samples.values()])
+    least, most = (every.min(), every.max()) if len(every) else (1.0, 20.0)
+    edges = np.geomspace(least, max(most, least * 1.001), 50)
+    middles = np.sqrt(edges[:-1] * edges[1:])
+    hover = [f"perplexity {a:.2f} to {b:.2f}" for a, b in pairwise(edges)]
+    figure = go.Figure()
+    for title, members in _groups(list(perplexities.samples)):
+        values = np.concatenate([perplexities.samples[name] for name in members])
+        counts, _ = np.histogram(values.clip(edges[0], edges[-1]), edges)
+        figure.add_bar(
+            x=middles,
+            y=counts,
+            width=np.diff(edges),
+            name=title,
+            customdata=hover,
+            hovertemplate="%{customdata}: %{y:,} records",
+        )
+    title = "perplexity, each residue masked in turn" if perplexities.masked else "perplexity, nothing masked"
+    return figure.update_layout(
+        **_LAYOUT,
+        barmode="stack",
+        bargap=0,
+        xaxis={"title": title, "type": "log"},
+        yaxis={"title": "records"},
+        showlegend=True,
+    )
+
+
+def marginals_plot(protein: ProteinMarginals) -> go.Figure:
+    """A heat map: residues across, the 20 amino acids up; the residue that is there has 0."""
+    bound = float(np.abs(protein.marginals).max()) or 1.0
+    figure = go.Figure()
+    figure.add_heatmap(
+        z=protein.marginals.T,
+        x=np.arange(1, len(protein.marginals) + 1),
+        y=list(AMINO_ACIDS),
+        zmin=-bound,
+        zmax=bound,
+        colorscale="RdBu",
+        colorbar={"title": "log p - log p<br>of what is there"},
+        hovertemplate="position %{x}, %{y}: %{z:.2f}<extra></extra>",
+    )
+    return figure.update_layout(
+        **_LAYOUT | {"height": 480}, xaxis={"title": "position"}, yaxis={"title": "amino acid", "autorange": "reversed"}
     )
 
 
