@@ -49,9 +49,13 @@ class Residual16(Esm):
             layer._attention_norm, layer._ffn_norm = map(of_float32, (layer._attention_norm, layer._ffn_norm))
 
     def representations(
-        self, pack: Pack, layers: Collection[int], observe: Callable[[int, torch.Tensor], None] | None = None
+        self,
+        pack: Pack,
+        layers: Collection[int],
+        observe: Callable[[int, torch.Tensor], None] | None = None,
+        rows: torch.Tensor | None = None,
     ) -> Iterator[tuple[int, torch.Tensor]]:
-        for layer, x in super().representations(pack, layers, observe):
+        for layer, x in super().representations(pack, layers, observe, rows):
             yield layer, x.float()
 
 

@@ -59,6 +59,8 @@ class Vector:
     """What is made of its values, if not what has its own name."""
     of_last_layer: bool = False
     layer_in_name: bool = True
+    at_masks: bool = False
+    """Whether it is taken of masks alone, so that of the last layer nothing else is computed."""
     width: Callable[[Architecture], int] = lambda architecture: architecture.embed_dim
     head: Callable[[Architecture], bool] = lambda _: True
 
@@ -100,6 +102,7 @@ class Ragged:
     """What is made of its values, if not only what has its own name."""
 
     table: ClassVar[str] = "residues"
+    at_masks: ClassVar[bool] = False
     ragged: ClassVar[bool] = True
     needs_mean: ClassVar[bool] = False
 
@@ -187,6 +190,7 @@ REPRESENTATIONS: dict[str, Vector | Ragged] = {
             table="",
             serves=("masked_marginals", "likelihoods", VARIANTS),
             of_last_layer=True,
+            at_masks=True,
             width=lambda _: len(AMINO_ACIDS),
             head=_has_language_head,
         ),

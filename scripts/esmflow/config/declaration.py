@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from esmflow.config.values import (
     AdapterDirectory,
     Distinct,
+    ExistingFile,
     Name,
     OutputPlace,
     Place,
@@ -22,12 +23,10 @@ from esmflow.config.values import (
 )
 from esmflow.errors import ConfigError
 from esmflow.representation import NAMES, RAGGED, VECTORS
-from esmflow.tables.exports import EXPORTS
+from esmflow.tables.exports import EXPORTS, OF_VARIANTS
 from esmflow.weights_source import HubRepository, WheelMember, is_path, require_official
 
 Representation = Literal[*NAMES]  # type: ignore[valid-type]
-#: Exports of variants, which are of all models together.
-OF_VARIANTS = ("proteingym",)
 Export = Literal[*EXPORTS, *OF_VARIANTS]  # type: ignore[valid-type]
 
 
@@ -226,12 +225,8 @@ class Config(_Part):
         example={"esm2_t6_8M_UR50D": {"weights": "fair-esm"}},
         change="embeds what the new models lack",
     )
-    # None where it is left out; nobody can write that.
-    variants: Place = _key(
-        "a sheet of variants that all models are to score, see below",
-        example="variants.tsv",
-        change="masks the positions that are new, and writes the tables of variants",
-        default=None,
+    variants: ExistingFile = _key(
+        "the sheet of variants to score, see below", example="variants.tsv", change="computes what is new", default=None
     )
     sharding: Sharding = Sharding()
     workers: Workers = Workers()
@@ -291,8 +286,6 @@ def check_config(config: Mapping[str, object], typed: Mapping[str, object] | Non
         first = min(errors, key=lambda detail: detail["type"] not in ("extra_forbidden", "invalid_key"))
         text = _unknown_key(first["loc"]) if first["type"] == "extra_forbidden" else complaint(first)
         raise ConfigError(f"config: {text}") from None
-    if checked.variants and not checked.variants.is_file():
-        raise ConfigError(f"config: variants: {str(checked.variants)!r} does not exist; give the path of the sheet")
     for name, model in checked.models.items():
         _check_weights(name, model.weights)
     plain: dict[str, Any] = _as_meant(checked.model_dump(mode="json", exclude_none=True))

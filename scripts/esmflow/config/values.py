@@ -44,6 +44,12 @@ def _place(value: object) -> Path:
     return Path(path)
 
 
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"{str(path)!r} does not exist; correct the path")
+    return path
+
+
 def _without_braces(path: Path) -> Path:
     if wrong := re.search(r"[{}]", str(path)):
         raise ValueError(
@@ -86,6 +92,8 @@ _Item = TypeVar("_Item")
 
 #: A file or a directory, with `~` and `$VAR` expanded.
 Place = Annotated[Path, BeforeValidator(_place), Field(json_schema_extra={"minLength": 1})]
+#: A file that is there.
+ExistingFile = Annotated[Place, AfterValidator(_existing)]
 #: A directory in which Snakemake's outputs lie.
 OutputPlace = Annotated[Place, AfterValidator(_without_braces)]
 #: Where a model's weights come from; a path with `~` and `$VAR` expanded.

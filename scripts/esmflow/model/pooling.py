@@ -22,7 +22,7 @@ Pieces = dict[Output, list[np.ndarray]]
 class PackedLayer:
     """A layer of a pack, and what representations are taken from it. Pooling is over the residues that the pack keeps.
 
-    x: float32 [total tokens, embed_dim].
+    x: float32 [total tokens, embed_dim]; for what is taken at masks, theirs alone.
     """
 
     x: torch.Tensor
@@ -75,9 +75,7 @@ class PackedLayer:
 
         Raises DataError if the weights have no head for it.
         """
-        assert self._model is not None
-        masks = upload(np.flatnonzero(self._pack.tokens == MASK), self.x.device)
-        return log_probabilities(self._model.logits(self.x[masks])).float()
+        return log_probabilities(self.logits).float()
 
     @property
     def contacts(self) -> list[torch.Tensor]:
@@ -122,14 +120,17 @@ def represent(
 ) -> Represented:
     """Run a pack through the model and take what is asked for, straight from each layer's packed tensor.
 
-    With a CUDA `stream`, results are copied to the host on it, while the device goes on with the next pack.
+    With a CUDA `stream`, results are copied to the host on it, while the device goes on with the next pack. What is
+    taken at masks is not to be asked for together with anything else.
     """
     by_layer: defaultdict[int, list[Output]] = defaultdict(list)
     for output in outputs:
         by_layer[output.layer].append(output)
     maps = ContactMaps(model, pack) if any(output.kind.from_attention for output in outputs) else None
+    at_masks = all(output.kind.at_masks for output in outputs)
+    rows = upload(np.flatnonzero(pack.tokens == MASK), model.device) if at_masks else None
     tensors: dict[Output, list[torch.Tensor]] = {}
-    for number, x in model.representations(pack, by_layer, maps.observe if maps else None):
+    for number, x in model.representations(pack, by_layer, maps.observe if maps else None, rows):
         layer = PackedLayer(x, pack, model, maps)
         for output in by_layer[number]:
             assert output.kind.take, "put together from the output of masked copies"

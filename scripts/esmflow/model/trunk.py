@@ -61,13 +61,18 @@ class Esm:
 
     @torch.inference_mode()
     def representations(
-        self, pack: Pack, layers: Collection[int], observe: Callable[[int, torch.Tensor], None] | None = None
+        self,
+        pack: Pack,
+        layers: Collection[int],
+        observe: Callable[[int, torch.Tensor], None] | None = None,
+        rows: torch.Tensor | None = None,
     ) -> Iterator[tuple[int, torch.Tensor]]:
         """Yield (layer, float32 [total tokens, embed_dim]) for each layer of `layers`, in ascending order.
 
         Layer 0 is the embedding, the last one is after the final LayerNorm. Nothing is computed beyond the highest
         of `layers`, and a layer's tensor is the caller's only until the next is asked for. `observe` is shown, for
-        each layer from 1, qkv [total tokens, 3, heads, head_dim] as it goes into attention.
+        each layer from 1, qkv [total tokens, 3, heads, head_dim] as it goes into attention. With `rows`, int64 [n],
+        only these tokens' [n, embed_dim] are computed of the highest layer, and given.
         """
         lengths = pack.lengths.tolist()
         cu_seqlens = upload(pack.cu_seqlens, self.device)
@@ -81,7 +86,10 @@ class Esm:
             rotate(qkv)
             if observe:
                 observe(number, qkv)
-            x = layer.add_attended(x, self._attend(qkv, cu_seqlens, lengths))
+            attended = self._attend(qkv, cu_seqlens, lengths)
+            if rows is not None and number == max(layers):
+                x, attended = x[rows], attended[rows]
+            x = layer.add_attended(x, attended)
             x = layer.add_feed_forward(x)
             if number in layers:
                 yield number, x if number < len(self._family.layers) else self._family.norm_after(x)

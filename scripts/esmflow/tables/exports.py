@@ -72,6 +72,8 @@ class Export:
         return tuple(name for layout in self.layouts for name in layout.representations)
 
 
+#: Exports of the tables of variants, which are of all models together and have a rule of their own.
+OF_VARIANTS = ("proteingym",)
 #: By their names in the config.
 EXPORTS: dict[str, Export] = {}
 
