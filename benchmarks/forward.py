@@ -12,7 +12,7 @@ import json
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,10 @@ class Watched:
         self.passes: list[tuple[int, float, float, float, int]] = []
         self._model = model
 
-    def representations(
-        self, pack: Pack, layers: Collection[int], observe: Callable[[int, torch.Tensor], None] | None = None
-    ) -> Iterator[tuple[int, torch.Tensor]]:
+    def representations(self, pack: Pack, *arguments: Any) -> Iterator[tuple[int, torch.Tensor]]:
         start, cpu = time.perf_counter(), time.thread_time()
         # The engine pools a layer before it asks for the next, so its pooling lies within this generator's life.
-        yield from self._model.representations(pack, layers, observe)
+        yield from self._model.representations(pack, *arguments)
         cpu = time.thread_time() - cpu
         self.passes.append((threading.get_ident(), start, time.perf_counter(), cpu, len(pack.tokens)))
 

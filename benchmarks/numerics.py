@@ -10,8 +10,9 @@ the residual stream in float32 (as esmflow has it) and, to show why, in 16 bit; 
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -48,14 +49,8 @@ class Residual16(Esm):
         for layer in family.layers:
             layer._attention_norm, layer._ffn_norm = map(of_float32, (layer._attention_norm, layer._ffn_norm))
 
-    def representations(
-        self,
-        pack: Pack,
-        layers: Collection[int],
-        observe: Callable[[int, torch.Tensor], None] | None = None,
-        rows: torch.Tensor | None = None,
-    ) -> Iterator[tuple[int, torch.Tensor]]:
-        for layer, x in super().representations(pack, layers, observe, rows):
+    def representations(self, pack: Pack, *arguments: Any) -> Iterator[tuple[int, torch.Tensor]]:
+        for layer, x in super().representations(pack, *arguments):
             yield layer, x.float()
 
 

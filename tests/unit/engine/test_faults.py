@@ -35,12 +35,10 @@ class FaultyEsm(Esm):
         super().__init__(weights.read([path]), CPU)
         self.trouble = trouble
 
-    def representations(
-        self, pack: Pack, layers: Collection[int], observe: Callable[[int, torch.Tensor], None] | None = None
-    ) -> Iterator[tuple[int, torch.Tensor]]:
+    def representations(self, pack: Pack, *arguments: Any) -> Iterator[tuple[int, torch.Tensor]]:
         if error := self.trouble(pack):
             raise error
-        return super().representations(pack, layers, observe)
+        return super().representations(pack, *arguments)
 
 
 @pytest.fixture
