@@ -88,6 +88,8 @@ class Descriptor:
     """The commit of the Hugging Face Hub's repository that they are of."""
     settings: list[str] = field(default_factory=list)
     """What decides their numbers and is in none of their files' tensors, where it is not as in official models."""
+    licence: str = ""
+    """Of the weights; empty if nothing tells it."""
 
     def save(self, path: Path) -> None:
         """Write the descriptor as JSON, in one atomic step."""
@@ -185,6 +187,7 @@ class PlannedModel:
         return {
             "model": self.name,
             "weights_sha256": self.descriptor.sha256,
+            "weights_licence": self.descriptor.licence or "unknown",
             "layer": str(output.layer),
             "representation": output.representation,
             "long_sequences": self.spec.long_sequences,

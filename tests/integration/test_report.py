@@ -142,6 +142,7 @@ def test_its_numbers_are_those_of_the_status_files_and_receipts(reported: Worksp
     assert row[6] == f"{receipt['models'][MODEL]['self_check']['largest_difference']:.1e}"
     weights = json.loads((reported.root / f"results/models/{MODEL}.json").read_text())
     assert weights["sha256"] in shown.rows("provenance")[0]
+    assert "unknown" in shown.rows("provenance")[0]
 
 
 def test_the_neighbours_are_the_nearest(reported: Workspace, shown: Shown) -> None:

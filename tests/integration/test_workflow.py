@@ -131,6 +131,7 @@ def test_the_metadata_says_where_the_vectors_come_from(
     found = {name.removeprefix("esmflow."): value for name, value in metadata.items() if name.startswith("esmflow.")}
     assert found["model"] == MODEL
     assert found["weights_sha256"] == hashlib.sha256(esm2_8m.read_bytes()).hexdigest()
+    assert found["weights_licence"] == "unknown"
     assert found["layer"] == str(layer)
     assert found["representation"] == representation
     assert found["long_sequences"] == "truncate"

@@ -167,8 +167,8 @@ def _tie_lm_head(trunk: Trunk) -> None:
             trunk.tensors["lm_head.weight"] = embedding
     elif (
         trunk.layout is FAIR_ESM
-        and not unusable(matrix, embedding.shape)
-        and not torch.equal(matrix.float(), embedding.float())
+        and matrix.shape == embedding.shape
+        and (unusable(matrix, embedding.shape) or not torch.equal(matrix.float(), embedding.float()))
     ):
         raise trunk.state.error(
             f"{trunk.name_of('lm_head.weight')} differs from {trunk.name_of('embed_tokens.weight')}, "

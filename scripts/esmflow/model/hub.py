@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from esmflow import files
 from esmflow.errors import ConfigError, DataError
 from esmflow.model.layouts import TOKENIZER_FILES
-from esmflow.model.state import ADAPTER_CONFIG, OF_DIRECTORY, SETTINGS, weight_files
+from esmflow.model.state import ADAPTER_CONFIG, MODEL_CARD, OF_DIRECTORY, SETTINGS, weight_files
 from esmflow.weights_source import HubRepository
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -55,7 +55,7 @@ def fetch_repository(source: HubRepository, directory: Path) -> tuple[Path, str]
 
 def needed(source: HubRepository, names: Collection[str]) -> list[str]:
     """Of a repository's files those that make its weights, and what tells of them. Raises ConfigError for none."""
-    beside = [name for name in (SETTINGS, ADAPTER_CONFIG, *TOKENIZER_FILES) if name in names]
+    beside = [name for name in (SETTINGS, ADAPTER_CONFIG, MODEL_CARD, *TOKENIZER_FILES) if name in names]
     return [*_weights(source, names), *beside]
 
 

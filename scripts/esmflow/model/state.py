@@ -28,6 +28,8 @@ OF_DIRECTORY = [
 ]
 #: What transformers keeps a model's settings in, beside its weights.
 SETTINGS = "config.json"
+#: The model card of the Hugging Face Hub.
+MODEL_CARD = "README.md"
 #: What PEFT keeps an adapter's settings in.
 ADAPTER_CONFIG = "adapter_config.json"
 #: Modules that wrappers put between a module and its parameters, wherever they wrap one.

@@ -10,8 +10,9 @@ from esmflow.errors import DataError
 from esmflow.model import esm_layouts, esm_names, esmc_layouts
 from esmflow.model.adapters import adapter_files, merge
 from esmflow.model.layouts import Checkpoint, find_trunk
-from esmflow.model.state import ADAPTER_CONFIG, State, open_state, weight_files
+from esmflow.model.state import ADAPTER_CONFIG, MODEL_CARD, State, open_state, weight_files
 from esmflow.planned_model import Descriptor
+from esmflow.weights_source import OFFICIAL
 
 #: Each family's layouts, and what reads a trunk in one of them.
 _FAMILIES = [(esm_names.LAYOUTS, esm_layouts.read), (esmc_layouts.LAYOUTS, esmc_layouts.read)]
@@ -45,7 +46,18 @@ def describe(name: str, path: Path, adapter: Path | None = None) -> Descriptor:
         checkpoint.architecture,
         [str(part) for part in of_adapter],
         settings=[*checkpoint.settings],
+        licence=licence(parts[0]),
     )
+
+
+def licence(file: Path) -> str:
+    """The licence that the model card beside a weights file names, or that of fair-esm's own; empty for others."""
+    card = file.with_name(MODEL_CARD)
+    if card.is_file():
+        metadata = card.read_text(encoding="utf-8", errors="replace").partition("\n---")[0]
+        if match := re.search(r"(?m)^license:\s*[\"']?([\w.-]+)", metadata):
+            return match[1]
+    return "mit" if file.suffix == ".pt" and file.stem in OFFICIAL else ""
 
 
 def load(descriptor: Descriptor) -> Checkpoint:

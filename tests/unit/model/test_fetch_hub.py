@@ -20,6 +20,7 @@ from esmflow.weights_source import HubRepository
 from workflow import ROOT
 
 REPOSITORY = "lab/esm2-tiny"
+CARD = b"---\nlicense: cc-by-4.0\n---\nA model."
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -119,7 +120,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def hub(saved: Path) -> Iterator[Hub]:
     files = {path.name: path.read_bytes() for path in sorted(saved.iterdir())}
-    state = Hub(files | {"README.md": b"A model.", "tf_model.h5": b"not needed", "pytorch_model.bin": b"not needed"})
+    state = Hub(files | {"README.md": CARD, "tf_model.h5": b"not needed", "pytorch_model.bin": b"not needed"})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler(state)) as listener:
         state.url = f"http://127.0.0.1:{listener.server_address[1]}"
         thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
@@ -162,7 +163,7 @@ def test_a_repository_gives_its_model_and_the_descriptor_its_commit(
     result = fetch(f"hf:{REPOSITORY}{revision}")
     assert result.returncode == 0, result.stderr
     descriptor = Descriptor.load(tmp_path / "m.json")
-    assert descriptor.revision == COMMIT
+    assert (descriptor.revision, descriptor.licence) == (COMMIT, "cc-by-4.0")
     shards = sorted(name for name in hub.files if name.startswith("model-"))
     assert [Path(file).name for file in descriptor.files] == shards
     digests = "".join(hashlib.sha256(hub.files[name]).hexdigest() for name in shards)
@@ -170,7 +171,7 @@ def test_a_repository_gives_its_model_and_the_descriptor_its_commit(
     state = old_names(transformers_esm2().state_dict(), rounded=False)
     assert_vectors(Path(descriptor.files[0]).parent, by_fair_esm(fair_esm_of(state)))
     downloaded = {path.rpartition("/")[2] for method, path, _ in hub.asked if method == "GET" and "/resolve/" in path}
-    assert downloaded == {*shards, "model.safetensors.index.json", "config.json"}
+    assert downloaded == {*shards, "model.safetensors.index.json", "config.json", "README.md"}
 
 
 def test_a_repository_with_one_file_of_another_name_gives_that(tmp_path: Path, hub: Hub, fetch: Fetch) -> None:

@@ -125,7 +125,7 @@ def mutate(state: State, random: np.random.Generator) -> tuple[str, State]:
     state = dict(state)
     name = str(random.choice(sorted(state)))
     tensor = state[name]
-    kind = random.choice(["drop", "rename", "shape", "dtype", "NaN", "add"])
+    kind = random.choice(["drop", "rename", "shape", "dtype", "NaN" if tensor.is_floating_point() else "drop", "add"])
     if kind == "drop":
         del state[name]
     elif kind == "rename":
