@@ -55,6 +55,11 @@ def one_line(error: Exception) -> str:
     return text
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "demo.yaml", "esmc.yaml"])
+def test_the_configs_to_be_copied_are_right(name: str) -> None:
+    check_config(yaml.safe_load((CONFIG.parent / name).read_text()))
+
+
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with FASTA files a.fa and b.fa."""

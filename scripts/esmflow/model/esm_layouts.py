@@ -79,7 +79,7 @@ def _settings(trunk: Trunk, architecture: Architecture) -> list[str]:
             settings.append(f"rope_theta={base}")
         if not buffer and architecture.kind == "ESM-2" and "embed_positions.weight" in trunk.names:
             settings.append("positions=rotary")
-    # Version 0.1 passed over this buffer: what a store has of such weights was computed with other frequencies.
+    # This buffer was once passed over: what older stores have of such weights was computed with other frequencies.
     if buffer.endswith(ONE_BUFFER) and ".self." not in buffer:
         settings.append("frequencies=the file's")
     return settings

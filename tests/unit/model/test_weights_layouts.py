@@ -146,9 +146,7 @@ def test_what_config_json_alone_says_is_followed_and_keyed(tmp_path: Path, setti
         weights.load(before)
 
 
-def test_a_file_with_one_buffer_of_the_model_alone_is_not_what_version_0_1_took_it_for(
-    tmp_path: Path, plain: State
-) -> None:
+def test_weights_with_one_buffer_of_the_model_alone_are_not_those_of_older_stores(tmp_path: Path, plain: State) -> None:
     for wrapper, stays in [
         ("plain", True),
         ("lightning", True),
