@@ -10,6 +10,7 @@ sys.path.insert(0, SCRIPTS)
 from esmflow.config.declaration import check_config
 from esmflow.errors import EsmflowError
 from esmflow.files import sha256
+from esmflow.inputs.kinds import KINDS
 from esmflow.inputs.samples import read_samples
 from esmflow.planned_model import CLEANING_VERSION, NUMERICS_VERSION, ModelSpec
 from esmflow.representation import NAMES, REPRESENTATIONS, VARIANTS, file_stem_pattern

@@ -48,6 +48,13 @@ def fastas(wildcards):
     return [str(file.path) for file in SAMPLES[wildcards.sample]]
 
 
+def contig_options(wildcards):
+    """The options that tell how proteins come out of contigs, where a sample has some."""
+    files = SAMPLES[wildcards.sample]
+    codes = ["--code", *(str(file.code or "") for file in files)] if any(file.code for file in files) else []
+    return codes + (["--chunk", str(config["chunk"])] if any(KINDS[file.kind].chunks for file in files) else [])
+
+
 @functools.lru_cache(maxsize=1)
 def load_plan(written):
     """The plan written at that time; it is asked for once per table and thrice per job."""

@@ -21,7 +21,9 @@ rule ingest:
         fastas=fastas,
         stamps=lambda wildcards: stamps(fastas(wildcards)),
         kinds=lambda wildcards: [file.kind for file in SAMPLES[wildcards.sample]],
+        contigs=contig_options,
     shell:
         'python "$ESMFLOW"/ingest.py'
         " --log {log:q} --sample {wildcards.sample:q} --catalog={output.catalog:q}"
-        " --sequences={output.sequences:q} --invalid {params.invalid:q} --refuse --kind {params.kinds:q} -- {params.fastas:q}"
+        " --sequences={output.sequences:q} --invalid {params.invalid:q} --refuse --kind {params.kinds:q}"
+        " {params.contigs:q} -- {params.fastas:q}"

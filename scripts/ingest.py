@@ -1,7 +1,8 @@
 """Stream a sample's FASTA files into its catalog.
 
 In: FASTA files, plain or compressed. Out: the catalog (a Parquet row per record: index, id, description, length,
-key, status, reason, flags) and the sequences (a Parquet row per valid record: key, length, residues).
+key, status, reason, flags, and where there are contigs contig, start, end, strand, frame) and the sequences (a Parquet
+row per valid record: key, length, residues).
 """
 
 from argparse import Namespace
@@ -10,16 +11,22 @@ from pathlib import Path
 from esmflow import command
 from esmflow.errors import ConfigError, DataError
 from esmflow.inputs.catalog import ingest, refuse
-from esmflow.inputs.samples import KINDS, PRESUMED, Fasta
+from esmflow.inputs.fasta import PRESUMED, Fasta
+from esmflow.inputs.kinds import KINDS, genetic_code
 
 
 def fastas(options: Namespace) -> list[Fasta]:
-    kinds = options.kind * len(options.fastas) if len(options.kind) == 1 else options.kind
-    if len(kinds) != len(options.fastas):
-        raise ConfigError(
-            f"--kind: {len(kinds)} kinds for {len(options.fastas)} files; give one for each, or one for all"
-        )
-    return [Fasta(path, kind) for path, kind in zip(options.fastas, kinds, strict=True)]
+    count = len(options.fastas)
+    kinds, codes = (values * count if len(values) == 1 else values for values in (options.kind, options.code))
+    for option, values in (("kind", kinds), ("code", codes)):
+        if len(values) != count:
+            raise ConfigError(
+                f"--{option}: {len(values)} {option}s for {count} files; give one for each, or one for all"
+            )
+    return [
+        Fasta(path, kind, genetic_code(kind, code), options.chunk)
+        for path, kind, code in zip(options.fastas, kinds, codes, strict=True)
+    ]
 
 
 def main(options: Namespace) -> None:
@@ -38,10 +45,14 @@ if __name__ == "__main__":
     arguments.add_argument(
         "--kind",
         nargs="+",
-        choices=[PRESUMED, *KINDS],
+        choices=KINDS,
         default=[PRESUMED],
         help="what the records of each file are, or of all; unless it is said, a file of nucleotides is refused",
     )
+    arguments.add_argument(
+        "--code", nargs="+", default=[""], help="the genetic code of each file, or of all, by NCBI's number"
+    )
+    arguments.add_argument("--chunk", type=int, default=500, help="nucleotides of a chunk of six_frame")
     arguments.add_argument("--sample", required=True)
     arguments.add_argument("--catalog", type=Path, required=True)
     arguments.add_argument("--sequences", type=Path, required=True)

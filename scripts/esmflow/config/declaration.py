@@ -238,6 +238,14 @@ class Config(_Part):
         change="reads the FASTA files again",
         default="skip",
     )
+    chunk: int = _key(
+        "nucleotides of the chunks that contigs of kind `six_frame` are cut to, see "
+        "[docs/inputs.md](../docs/inputs.md)",
+        example=300,
+        change="reads the contigs again, embeds new sequences only",
+        default=500,
+        ge=3,
+    )
     exports: Distinct[Export] = _key(
         f"copies of the tables in other programs' layouts, of {_names((*EXPORTS, *OF_VARIANTS))}: see "
         "[docs/exports.md](../docs/exports.md)",

@@ -1,7 +1,7 @@
 """The catalog: one row per record of a sample, and beside it the residues of its valid records."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -10,8 +10,9 @@ import pyarrow.parquet as pq
 
 from esmflow import files
 from esmflow.errors import DataError
-from esmflow.inputs import fasta
-from esmflow.inputs.samples import PRESUMED, Fasta
+from esmflow.inputs.fasta import Fasta
+from esmflow.inputs.kinds import KINDS
+from esmflow.origin import ANOTHER_CONTIG
 from esmflow.progress import Progress
 from esmflow.refusal import refusal, with_refusal
 
@@ -25,6 +26,16 @@ CATALOG = pa.schema(
         pa.field("status", pa.string(), nullable=False),
         pa.field("reason", pa.string()),
         pa.field("flags", pa.string(), nullable=False),
+    ]
+)
+#: What it has besides where a file of the sample is of contigs: the `Origin` of each record, null for proteins.
+ORIGIN = pa.schema(
+    [
+        pa.field("contig", pa.string()),
+        pa.field("start", pa.int64()),
+        pa.field("end", pa.int64()),
+        pa.field("strand", pa.string()),
+        pa.field("frame", pa.int8()),
     ]
 )
 SEQUENCES = pa.schema(
@@ -76,7 +87,7 @@ def ingest(sample: str, fastas: Iterable[Fasta], catalog: Path, sequences: Path,
     residues after cleaning (0 if skipped). `sequences` gets (key, length, residues) of each valid record.
 
     Raises DataError, which names the sample, if a file is no FASTA, is damaged or cannot be read, or holds nucleotides
-    where proteins are due, or, with `fail_on_invalid`, if any record is invalid.
+    where proteins are due or the other way round, or, with `fail_on_invalid`, if any record is invalid.
     """
     try:
         _ingest(sample, fastas, catalog, sequences, fail_on_invalid=fail_on_invalid)
@@ -93,32 +104,44 @@ def refuse(error: DataError, catalog: Path, sequences: Path) -> None:
 
 
 def _ingest(sample: str, fastas: Iterable[Fasta], catalog: Path, sequences: Path, *, fail_on_invalid: bool) -> None:
+    fastas = list(fastas)
+    of_contigs = any(KINDS[file.kind].of_contigs for file in fastas)
     invalid: list[str] = []
-    records = skipped = residues = buffered = 0
+    records = skipped = refused = residues = buffered = 0
+    contig: tuple[str | None, Path | None, int] = (None, None, 0)
     progress = Progress(log)
     with ExitStack() as stack:
         tables = []
-        for path, schema in ((catalog, CATALOG), (sequences, SEQUENCES)):
+        catalog_schema = pa.schema([*CATALOG, *ORIGIN]) if of_contigs else CATALOG
+        for path, schema in ((catalog, catalog_schema), (sequences, SEQUENCES)):
             table = TableWriter(stack.enter_context(files.atomic(path)), schema)
             stack.callback(table.close)
             tables.append(table)
         catalog_table, sequence_table = tables
         for file in fastas:
             before = records
-            for line, record in _proteins(file):
+            for line, record in KINDS[file.kind].read(file, catalog.parent):
                 length = len(record.residues)
                 flags = ",".join(record.flags)
+                origin: tuple[object, ...] = ()
+                if of_contigs:
+                    origin, last, contig = record.origin, contig, (record.origin.contig, file.path, line)
+                    if contig != last and contig[0] is not None and contig[0] == last[0]:
+                        flags = ",".join((*record.flags, ANOTHER_CONTIG))
                 if record.reason is None:
                     key = record.key
-                    catalog_table.add((records, record.id, record.description, length, key, "valid", None, flags))
+                    row = (records, record.id, record.description, length, key, "valid", None, flags, *origin)
+                    catalog_table.add(row)
                     sequence_table.add((key, length, record.residues))
                 else:
-                    catalog_table.add(
-                        (records, record.id, record.description, 0, None, "skipped", record.reason, flags)
-                    )
+                    row = (records, record.id, record.description, 0, None, "skipped", record.reason, flags, *origin)
+                    catalog_table.add(row)
                     skipped += 1
-                    if len(invalid) < _LISTED:
-                        invalid.append(f"{file.path}:{line}: {record.id or '(no id)'}: {record.reason}")
+                    # A contig without fragments, which has ends, is nothing to mend.
+                    if record.origin.end is None:
+                        refused += 1
+                        if len(invalid) < _LISTED:
+                            invalid.append(f"{file.path}:{line}: {record.id or '(no id)'}: {record.reason}")
                 records += 1
                 residues += length
                 buffered += length + len(record.id) + len(record.description)
@@ -133,7 +156,7 @@ def _ingest(sample: str, fastas: Iterable[Fasta], catalog: Path, sequences: Path
             for text in invalid:
                 log.error("%s", text)
             raise DataError(
-                f"{skipped:,} of {records:,} records are invalid, the first is {invalid[0]} (the log of ingest lists "
+                f"{refused:,} of {records:,} records are invalid, the first is {invalid[0]} (the log of ingest lists "
                 f"{len(invalid)}); mend the FASTA or set 'invalid: skip'"
             )
         for table in tables:
@@ -156,19 +179,3 @@ def keys_of(catalog: Path, identifier: str) -> list[tuple[bytes, int]]:
     if not sequences:
         raise DataError(f"{catalog}: {identifier} was skipped: {rows[0]['reason']}")
     return list(sequences)
-
-
-def _proteins(file: Fasta) -> Iterator[tuple[int, fasta.Record]]:
-    """The records of a file with their lines. Raises DataError at its end if nine in ten were nucleotides."""
-    judged = nucleotides = 0
-    for raw in fasta.read(file.path):
-        record = fasta.clean(raw)
-        if raw.too_long or len(record.residues) >= fasta.NUCLEOTIDES_LETTERS:
-            judged += 1
-            nucleotides += fasta.NUCLEOTIDES_FLAG in record.flags
-        yield raw.line, record
-    if file.kind == PRESUMED and judged and 10 * nucleotides >= 9 * judged:
-        raise DataError(
-            f"{file.path}: {nucleotides:,} of {judged:,} records of at least {fasta.NUCLEOTIDES_LETTERS} letters are "
-            "nothing but nucleotides; give proteins, or write 'protein' in the sheet's column 'kind' if they are"
-        )

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-import pyarrow as pa
-
 from esmflow.errors import DataError
 
 GZIP, BZIP2, XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"
@@ -62,6 +60,9 @@ def _open(path: Path) -> IO[bytes]:
         streams = _Streams(path, lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, _XZ_MEMORY))
         return io.BufferedReader(streams, _BLOCK)  # type: ignore[type-var]
     if magic.startswith(ZSTD):
+        # Only here, so that the sample sheet is read fast.
+        import pyarrow as pa
+
         # Unlike the package zstandard, Arrow tells of a frame cut short, and gives what a frame holds piece by piece.
         return pa.CompressedInputStream(pa.OSFile(str(path)), "zstd")  # type: ignore[no-any-return]
     return path.open("rb")

@@ -4,12 +4,14 @@ import hashlib
 import io
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from esmflow.errors import DataError
 from esmflow.inputs import formats
 from esmflow.inputs.compressed import open_content
+from esmflow.origin import Origin
 
 #: The residue letters of the ESM alphabets (fair-esm `constants.proteinseq_toks`); J is not one of them.
 RESIDUES = b"LAGVSERTIDPKQNFYMHWCXBUZO"
@@ -28,8 +30,26 @@ _BYTE_ORDER_MARK = "\ufeff"
 _BLANKS = "".join(filter(str.isspace, map(chr, range(0x10000)))) + _BYTE_ORDER_MARK
 _CONTROL = re.compile(r"[\0-\x1f\x7f-\x9f]")
 _CHUNK = 1 << 20
-#: What is kept of each end of a record that is too long: enough for its ID, and for the line that its end stands on.
+#: What is kept of each end of a header that is too long, and where in a long line a place to cut it is looked for.
 _KEPT = 1 << 16
+#: Characters of an entry beyond which it comes in parts.
+_LONG = 1 << 18
+
+#: The kind of a file of which nothing is said: proteins, but one that looks like nucleotides is refused.
+PRESUMED = "protein?"
+
+
+@dataclass(frozen=True)
+class Fasta:
+    """A FASTA file of a sample, and how proteins come out of it."""
+
+    path: Path
+    kind: str = PRESUMED
+    """What its records are: a key of `kinds.KINDS`."""
+    code: int | None = None
+    """The genetic code, NCBI's number of it; None for that of its kind."""
+    chunk: int = 500
+    """Nucleotides of a chunk, where the kind cuts its records."""
 
 
 # Millions of these are made: a tuple takes a third of the time of a frozen dataclass.
@@ -41,16 +61,22 @@ class RawRecord(NamedTuple):
     text: str
     flags: tuple[str, ...] = ()
     too_long: bool = False
+    last: bool = True
+    """False for a part of a long entry that is not its last; its flags are those that came up in this part."""
+
+
+_NO_ORIGIN = Origin()
 
 
 class Record(NamedTuple):
-    """A cleaned FASTA entry. An invalid one has a `reason` and no residues."""
+    """A cleaned FASTA entry, or a fragment of one. An invalid one has a `reason` and no residues."""
 
     id: str
     description: str
     residues: bytes
     flags: tuple[str, ...]
     reason: str | None
+    origin: Origin = _NO_ORIGIN
 
     @property
     def key(self) -> bytes:
@@ -59,7 +85,27 @@ class Record(NamedTuple):
 
 
 def read(path: Path) -> Iterator[RawRecord]:
-    r"""Stream the entries of a FASTA file in constant memory (one entry at a time, up to `MAX_CHARACTERS` of it).
+    """Stream the entries of a FASTA file in constant memory (one entry at a time, up to `MAX_CHARACTERS` of it).
+
+    Otherwise as `read_parts`, whose parts are put together.
+    """
+    parts: list[RawRecord] = []
+    for part in read_parts(path):
+        if part.last and not parts:
+            yield part
+            continue
+        parts.append(part)
+        if part.too_long:
+            del parts[1:-1]
+        if part.last:
+            text = "".join([part.text for part in parts])
+            flags = tuple(dict.fromkeys(flag for part in parts for flag in part.flags))
+            yield RawRecord(part.line, part.header, text, flags, part.too_long)
+            parts.clear()
+
+
+def read_parts(path: Path) -> Iterator[RawRecord]:
+    r"""Stream the entries of a FASTA file in constant memory, long ones of any length in parts.
 
     Line ends may be LF, CRLF or CR; blank lines are passed over; a byte that is not UTF-8 is shown as `\xNN`. A '>'
     that is not within a header or a comment begins an entry, wherever in its line. docs/inputs.md has all rules.
@@ -76,8 +122,8 @@ def read(path: Path) -> Iterator[RawRecord]:
 
 def _entries(path: Path, text: io.TextIOWrapper) -> Iterator[RawRecord]:
     before: tuple[str, ...] = ()
-    for line, header, body, too_long in _pieces(text):
-        within, after = _flags_of_the_cut(body)
+    for line, header, body, too_long, last in _pieces(text):
+        within, after = _flags_of_the_cut(body) if last else ((), ())
         flags = tuple(dict.fromkeys(before + within)) if before else within
         if ";" in body or "-" in body or not body.isascii():
             body, odd = _without_odd_lines(body)
@@ -85,20 +131,20 @@ def _entries(path: Path, text: io.TextIOWrapper) -> Iterator[RawRecord]:
         if line:
             if header[2:3] == ";":
                 formats.refuse_others(path, f">{header}".encode())
-            yield RawRecord(line, header, body.replace("\n", ""), flags, too_long)
+            yield RawRecord(line, header, body.replace("\n", ""), flags, too_long, last)
         elif body.strip(_BLANKS):
             first = body.strip(_BLANKS).split("\n", 1)[0][:40]
-            raise DataError(f"{path}: begins with {first!r}, not with a FASTA header ('>'); give a protein FASTA file")
+            raise DataError(f"{path}: begins with {first!r}, not with a FASTA header ('>'); give a FASTA file")
         before = after
 
 
-def _pieces(text: io.TextIOWrapper) -> Iterator[tuple[int, str, str, bool]]:
-    """Cut the text before each '>' that begins an entry: line, header, what follows it, whether a part was left out.
+def _pieces(text: io.TextIOWrapper) -> Iterator[tuple[int, str, str, bool, bool]]:
+    """Cut the text before each '>' that begins an entry, and what is long in parts.
 
-    The first piece, on line 0, is what comes before the first entry.
+    Yields line, header, what follows it, whether that is too long for a protein so far, and whether it is the last
+    part. The first entry, on line 0, is what comes before the first '>'.
     """
-    line = lines_left_out = 0
-    too_long = False
+    line = characters = lines = 0
     rest = "\n"
     while True:
         chunk = text.read(_CHUNK)
@@ -106,16 +152,33 @@ def _pieces(text: io.TextIOWrapper) -> Iterator[tuple[int, str, str, bool]]:
         begin = 0
         while (header_end := rest.find("\n", begin)) >= 0 and (end := _next_entry(rest, header_end)) >= 0:
             body = rest[header_end + 1 : end]
-            yield line, rest[begin:header_end], body, too_long or end - begin > MAX_CHARACTERS
-            line += 1 + body.count("\n") + lines_left_out
-            begin, lines_left_out, too_long = end + 1, 0, False
+            yield line, rest[begin:header_end], body, characters + end - begin > MAX_CHARACTERS, True
+            line += 1 + body.count("\n") + lines
+            begin, characters, lines = end + 1, 0, 0
         if not chunk:
             return
         rest = rest[begin:]
-        if len(rest) > MAX_CHARACTERS or (too_long and len(rest) > 3 * _KEPT):
-            too_long = True
-            lines_left_out += rest.count("\n", _KEPT, -_KEPT)
+        if header_end < 0 and len(rest) > MAX_CHARACTERS:
+            characters += len(rest) - 2 * _KEPT
             rest = rest[:_KEPT] + rest[-_KEPT:]
+        elif 0 <= header_end < begin + len(rest) - _LONG:
+            header, body = rest.split("\n", 1)
+            part, begun = _cut(body)
+            yield line, header, part, characters + len(rest) > MAX_CHARACTERS, False
+            characters += len(body) - len(begun)
+            lines += part.count("\n")
+            rest = f"{header}\n{begun}"
+
+
+def _cut(body: str) -> tuple[str, str]:
+    """What can be given of an entry that goes on: up to its last line end, or of what is one line, up to a letter."""
+    if end := body.rfind("\n") + 1:
+        return body[:end], body[end:]
+    if body.lstrip(_BLANKS).startswith(";"):
+        return "", ";"
+    # So that what follows is seen to stand within a line.
+    letter = next((place for place in range(len(body) - 1, len(body) - _KEPT, -1) if body[place].isalnum()), len(body))
+    return body[:letter], body[letter:]
 
 
 def _next_entry(text: str, start: int) -> int:
@@ -165,10 +228,7 @@ def clean(raw: RawRecord) -> Record:
     other character, or that is too long, is invalid. A control character in the ID is shown as `\xNN`.
     A change of these rules must raise `planned_model.CLEANING_VERSION`.
     """
-    identifier, description = _split_header(raw.header)
-    flags = list(raw.flags)
-    if identifier and raw.header[0] in _BLANKS:
-        flags.append("space_before_id")
+    identifier, description, flags = read_header(raw)
     residues = raw.text.encode("utf-8")
     if residues.translate(None, RESIDUES):
         residues, changes = _normalize(raw.text)
@@ -199,14 +259,18 @@ def _normalize(text: str) -> tuple[bytes, list[str]]:
     return upper.removesuffix(b"*"), flags
 
 
-def _split_header(header: str) -> tuple[str, str]:
-    words = header.lstrip(_BLANKS).split(None, 1)
+def read_header(raw: RawRecord) -> tuple[str, str, list[str]]:
+    r"""ID and description in an entry's header, and the entry's flags; a control character is shown as `\xNN`."""
+    flags = list(raw.flags)
+    words = raw.header.lstrip(_BLANKS).split(None, 1)
     if not words:
-        return "", ""
+        return "", "", flags
     identifier, *description = words
+    if raw.header[0] in _BLANKS:
+        flags.append("space_before_id")
     if not identifier.isprintable():
         identifier = _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", identifier)
-    return identifier, description[0].rstrip() if description else ""
+    return identifier, description[0].rstrip() if description else "", flags
 
 
 def _are_nucleotides(residues: bytes) -> bool:
@@ -225,8 +289,11 @@ def _refusal(identifier: str, residues: bytes, others: bytes, too_long: bool) ->
         return "no residues"
     if not others:
         return None
-    if b"*" in others:
-        return "inner stop"
+    return "inner stop" if b"*" in others else refusal_of_characters(others)
+
+
+def refusal_of_characters(others: bytes) -> str:
+    """The reason of a record with such characters, which are no letters."""
     if b"\\" in others or not others.isascii():
         return "invalid character"
     if b"-" in others or b"." in others:

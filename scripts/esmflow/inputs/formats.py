@@ -17,7 +17,7 @@ _CONVERT = "convert it to FASTA (Biopython's SeqIO reads it)"
 _UNGAPPED = "convert it to FASTA and remove the gaps (Biopython's SeqIO reads it)"
 _UTF_8 = "save it as UTF-8 (iconv -f {} -t UTF-8)"
 _EXPORT = "save its sequences as plain text in FASTA"
-_TRANSLATE = "it holds nucleotides: give the proteins that they encode, as FASTA"
+_TRANSLATE = "it holds nucleotides: give contigs, or the proteins that they encode, as FASTA"
 _DOWNLOAD = "download the sequences themselves, as FASTA"
 
 
@@ -77,7 +77,7 @@ _FORMATS = (
     _format("HTML, a web page", rb"(?i)(<\?xml[^>]*>\s*)?<(!doctype html|html|head|body)", _DOWNLOAD),
     _format("XML", rb"<[?!a-zA-Z]", _CONVERT),
     _format("JSON", rb"[\[{]\s*[\[{\"\]}\d-]", _EXPORT),
-    _format("binary data", rb"(?![>;]).*?[\0-\x08\x0e-\x1a\x7f]", "give a protein FASTA file"),
+    _format("binary data", rb"(?![>;]).*?[\0-\x08\x0e-\x1a\x7f]", "give a FASTA file"),
 )
 
 

@@ -4,31 +4,21 @@ import csv
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from esmflow.errors import ConfigError
+from esmflow.inputs.fasta import PRESUMED, Fasta
+from esmflow.inputs.kinds import KINDS, genetic_code
 
-#: What the records of a FASTA may be, as the sheet's column `kind` says it.
-KINDS = ("protein",)
-#: The kind where that column is empty: proteins, but a file that looks like nucleotides is refused.
-PRESUMED = "protein?"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
-@dataclass(frozen=True)
-class Fasta:
-    """A FASTA file of a sample, and what its records are: one of `KINDS`, or `PRESUMED`."""
-
-    path: Path
-    kind: str = PRESUMED
-
-
 def read_samples(sheet: Path) -> dict[str, list[Fasta]]:
-    """The FASTA files of each sample, from a sheet with the columns `sample`, `fasta` and perhaps `kind`.
+    """The FASTA files of each sample, from a sheet with the columns `sample`, `fasta` and perhaps `kind`, `code`.
 
-    Raises ConfigError for a missing file or column, a name that cannot be part of a path, a kind that there is not, the
-    same file twice in a sample, and names that differ only in case (their outputs would clash on some file systems).
+    Raises ConfigError for a missing file or column, a name that cannot be part of a path, a kind or code that there is
+    not, the same file twice in a sample, and names that differ only in case (their outputs would clash on some file
+    systems).
     """
     samples: dict[str, list[Fasta]] = {}
     spelling: dict[str, str] = {}
@@ -55,11 +45,14 @@ def read_samples(sheet: Path) -> dict[str, list[Fasta]]:
             raise ConfigError(f"{where}: sample {name} has {row['fasta']} twice; remove one line")
         seen.add((name, path.resolve()))
         kind = row.get("kind", "").lower() or PRESUMED
-        if kind not in (PRESUMED, *KINDS):
-            raise ConfigError(f"{where}: there is no kind {kind!r}; write {' or '.join(KINDS)}, or leave it empty")
-        if row.get("code"):
-            raise ConfigError(f"{where}: a genetic code is of no use to proteins; leave 'code' empty")
-        samples.setdefault(name, []).append(Fasta(path, kind))
+        if kind not in KINDS:
+            known = " or ".join(name for name in KINDS if name != PRESUMED)
+            raise ConfigError(f"{where}: there is no kind {kind!r}; write {known}, or leave it empty")
+        try:
+            code = genetic_code(kind, row.get("code", ""))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+        samples.setdefault(name, []).append(Fasta(path, kind, code))
     if not samples:
         raise ConfigError(f"{sheet}: no samples; add lines with 'sample' and 'fasta'")
     return samples

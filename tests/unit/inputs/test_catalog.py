@@ -5,12 +5,9 @@ import gzip
 import hashlib
 import logging
 import lzma
-import os
 import random
 import resource
 import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -18,19 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import zstandard
-from conftest import ROOT
 from esmflow.errors import DataError
 from esmflow.inputs.catalog import ingest, keys_of
 from esmflow.inputs.samples import Fasta
 from esmflow.refusal import refusal
+from ingestion import command, outputs, peak_megabytes, run
 
-SCRIPT = ROOT / "scripts" / "ingest.py"
 FIRST = b">a one\nMKV\n>b\nmjk*\n>a again\nMKV\n"
 SECOND = b">c\nM-K\n>\nMKV\n>d x y\nWW\nWW\n>b\nMKV\n>e\n"
-
-
-def outputs(directory: Path) -> tuple[Path, Path]:
-    return directory / "out" / "catalog" / "s.parquet", directory / "out" / "sequences" / "s.parquet"
 
 
 def files_left(directory: Path) -> list[Path]:
@@ -45,21 +37,6 @@ def ingest_all(directory: Path, *contents: bytes, fail_on_invalid: bool = False)
     ingest("s", map(Fasta, fastas), *outputs(directory), fail_on_invalid=fail_on_invalid)
     catalog, sequences = (pq.read_table(path) for path in outputs(directory))
     return catalog, sequences
-
-
-def command(directory: Path, *fastas: Path, log: Path | None = None) -> list[str]:
-    catalog, sequences = outputs(directory)
-    result = [sys.executable, str(SCRIPT), *map(str, fastas), "--sample", "s"]
-    result += ["--catalog", str(catalog), "--sequences", str(sequences)]
-    return [*result, "--log", str(log)] if log else result
-
-
-def run(
-    arguments: list[str], preexec: Callable[[], None] | None = None, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        arguments, capture_output=True, text=True, check=False, preexec_fn=preexec, env=os.environ | environment
-    )
 
 
 def write_proteins(path: Path, megabytes: int, *, header: int = 30, residues: int = 300) -> Path:
@@ -198,13 +175,6 @@ def test_a_file_that_is_not_there_or_no_file_is_bad_data(tmp_path: Path, target:
     assert result.returncode == 65
     assert str(tmp_path / target) in result.stderr.splitlines()[-1]
     assert files_left(tmp_path) == []
-
-
-def peak_megabytes(arguments: list[str]) -> float:
-    # A small process in between: a child's peak begins at the size of the process that started it.
-    measure = "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True, stderr=-3); "
-    measure += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    return int(subprocess.check_output([sys.executable, "-S", "-c", measure, *arguments])) / 1024
 
 
 @pytest.mark.parametrize(

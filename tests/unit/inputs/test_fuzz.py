@@ -156,6 +156,7 @@ def test_mutated_files_are_ingested_as_a_second_parser_reads_them_or_refused(
         path = tmp_path / f"{number}.fa"
         path.write_bytes(content)
         monkeypatch.setattr(fasta, "_CHUNK", draw.choice([1, 7, 100, 1 << 20]))
+        monkeypatch.setattr(fasta, "_LONG", draw.choice([30, 1 << 18]))
         if line := refusal(path):
             refused += 1
             assert line.startswith(f"{path}: ")
@@ -176,9 +177,10 @@ def test_mutated_files_are_ingested_as_a_second_parser_reads_them_or_refused(
 @given(
     content=st.one_of(st.binary(), st.lists(st.sampled_from([b">", b"M", b"k", b">a\n", *SNIPPETS])).map(b"".join)),
     chunk=st.integers(1, 20),
+    long=st.sampled_from([10, 1 << 18]),
 )
 def test_arbitrary_bytes_are_ingested_as_a_second_parser_reads_them_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, content: bytes, chunk: int
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, chunk: int, long: int
 ) -> None:
     directory = tmp_path_factory.getbasetemp() / "arbitrary"
     directory.mkdir(exist_ok=True)
@@ -186,6 +188,7 @@ def test_arbitrary_bytes_are_ingested_as_a_second_parser_reads_them_or_refused(
     path.write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fasta, "_CHUNK", chunk)
+        patch.setattr(fasta, "_LONG", long)
         if line := refusal(path):
             assert line.isprintable()
             assert is_refused_rightly(content)

@@ -111,6 +111,19 @@ def test_a_genetic_code_for_proteins_is_refused() -> None:
     assert "line 3: a genetic code" in complaint("sample\tfasta\tcode\ns\ta.fa\t\nt\ta.fa\t11\n")
 
 
+@pytest.mark.usefixtures("here")
+def test_contigs_have_the_genetic_code_that_is_written_or_that_of_their_kind() -> None:
+    content = "sample\tfasta\tkind\tcode\ns\ta.fa\tsix_frame\t\nt\ta.fa\tSix_Frame\t11\n"
+    assert read(content) == {"s": [Fasta(Path("a.fa"), "six_frame")], "t": [Fasta(Path("a.fa"), "six_frame", 11)]}
+
+
+@pytest.mark.parametrize("code", ["7", "8", "0", "-1", "011", "standard"])
+@pytest.mark.usefixtures("here")
+def test_a_genetic_code_that_there_is_not_is_told_with_those_that_there_are(code: str) -> None:
+    text = complaint(f"sample\tfasta\tkind\tcode\ns\ta.fa\tsix_frame\t{code}\n")
+    assert f"line 2: six_frame has no genetic code '{code}'; give one of 1, 2, 3, 4, 5, 6, 9, 10, 11" in text
+
+
 @pytest.mark.parametrize(
     ("content", "line"),
     [
