@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from esmflow.errors import ConfigError
-from esmflow.inputs import proteins, six_frame
+from esmflow.inputs import genes, proteins, six_frame
 from esmflow.inputs.fasta import PRESUMED, Fasta, Record
 
 
@@ -32,6 +32,7 @@ KINDS = {
     PRESUMED: Kind(proteins.read),
     "protein": Kind(proteins.read),
     "six_frame": Kind(six_frame.read, six_frame.codes, chunks=True),
+    "genes": Kind(genes.read, genes.codes),
 }
 
 

@@ -38,20 +38,26 @@ class Contig(NamedTuple):
 
 
 def fragments(
-    file: fasta.Fasta, scratch: Path, find: Callable[[Contig], Iterator[fasta.Record]], none: str
+    file: fasta.Fasta,
+    scratch: Path,
+    find: Callable[[Contig], Iterator[fasta.Record]],
+    none: str,
+    longest: int | None = None,
 ) -> Iterator[tuple[int, fasta.Record]]:
     """The records that `find` makes of each contig of a file, each with its contig's line.
 
-    A contig that is invalid, or of which it makes none, is a record itself; `none` is the reason of the latter.
-    Raises DataError as `contigs` does.
+    A contig that is invalid or longer than `longest`, or of which it makes none, is a record itself; `none` is the
+    reason of the latter. Raises DataError as `contigs` does.
     """
     for contig in contigs(file.path, scratch):
-        proteins = iter(()) if contig.reason else find(contig)
+        reason = contig.reason
+        if longest and contig.length > longest:
+            reason = reason or f"more than {longest:,} nucleotides"
+        proteins = iter(()) if reason else find(contig)
         first = next(proteins, None)
         if first is None:
-            ends = (None, None) if contig.reason else (1, contig.length)
-            origin = Origin(contig.id, *ends)
-            first = fasta.Record(contig.id, contig.description, b"", contig.flags, contig.reason or none, origin)
+            origin = Origin(contig.id) if reason else Origin(contig.id, 1, contig.length)
+            first = fasta.Record(contig.id, contig.description, b"", contig.flags, reason or none, origin)
         yield contig.line, first
         for record in proteins:
             yield contig.line, record
