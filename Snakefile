@@ -16,6 +16,7 @@ include: "rules/likelihoods.smk"
 include: "rules/plan.smk"
 include: "rules/embed.smk"
 include: "rules/features.smk"
+include: "rules/contigs.smk"
 include: "rules/exports.smk"
 include: "rules/refused.smk"
 include: "rules/report.smk"
@@ -29,6 +30,7 @@ rule all:
     default_target: True
     input:
         tables,
+        contig_tables,
         exports,
         statuses,
         refusals,

@@ -13,7 +13,7 @@ from esmflow.files import sha256
 from esmflow.inputs.kinds import KINDS
 from esmflow.inputs.samples import read_samples
 from esmflow.planned_model import CLEANING_VERSION, NUMERICS_VERSION, ModelSpec
-from esmflow.representation import NAMES, REPRESENTATIONS, VARIANTS, file_stem_pattern
+from esmflow.representation import NAMES, REPRESENTATIONS, VARIANTS, VECTORS, file_stem_pattern
 from esmflow.results import Results, TableName
 from esmflow.run_plan import RunPlan
 from esmflow.tables.exports import EXPORTS

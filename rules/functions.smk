@@ -48,10 +48,15 @@ def fastas(wildcards):
     return [str(file.path) for file in SAMPLES[wildcards.sample]]
 
 
+def of_contigs(sample):
+    """Whether a sample has files of contigs."""
+    return any(KINDS[file.kind].of_contigs for file in SAMPLES[sample])
+
+
 def contig_options(wildcards):
     """The options that tell how proteins come out of contigs, where a sample has some."""
     files = SAMPLES[wildcards.sample]
-    codes = ["--code", *(str(file.code or "") for file in files)] if any(file.code for file in files) else []
+    codes = ["--code", *(str(file.code or "none") for file in files)] if any(file.code for file in files) else []
     return codes + (["--chunk", str(config["chunk"])] if any(KINDS[file.kind].chunks for file in files) else [])
 
 
@@ -193,6 +198,15 @@ def job_minutes(wildcards, attempt):
 def job_memory(wildcards, attempt):
     """Megabytes to ask for: what the plan expects; double that after the first attempt."""
     return planned(wildcards).memory_mb * min(attempt, 2)
+
+
+def contig_tables(wildcards):
+    """The tables of contigs of the samples that have some, where the config asks for them."""
+    return [
+        str(RESULTS.contigs(table))
+        for table in map(TableName.parse, read_plan().tables if config["contigs"] else ())
+        if of_contigs(table.sample) and re.fullmatch(file_stem_pattern(VECTORS), table.file_stem)
+    ]
 
 
 def exports(wildcards):

@@ -14,6 +14,8 @@ from esmflow.inputs.catalog import ingest, refuse
 from esmflow.inputs.fasta import PRESUMED, Fasta
 from esmflow.inputs.kinds import KINDS, genetic_code
 
+NO_CODE = "none"
+
 
 def fastas(options: Namespace) -> list[Fasta]:
     count = len(options.fastas)
@@ -24,7 +26,7 @@ def fastas(options: Namespace) -> list[Fasta]:
                 f"--{option}: {len(values)} {option}s for {count} files; give one for each, or one for all"
             )
     return [
-        Fasta(path, kind, genetic_code(kind, code), options.chunk)
+        Fasta(path, kind, genetic_code(kind, "" if code == NO_CODE else code), options.chunk)
         for path, kind, code in zip(options.fastas, kinds, codes, strict=True)
     ]
 
@@ -50,7 +52,10 @@ if __name__ == "__main__":
         help="what the records of each file are, or of all; unless it is said, a file of nucleotides is refused",
     )
     arguments.add_argument(
-        "--code", nargs="+", default=[""], help="the genetic code of each file, or of all, by NCBI's number"
+        "--code",
+        nargs="+",
+        default=[NO_CODE],
+        help=f"the genetic code of each file, or of all, by NCBI's number; {NO_CODE}: that of its kind",
     )
     arguments.add_argument("--chunk", type=int, default=500, help="nucleotides of a chunk of six_frame")
     arguments.add_argument("--sample", required=True)

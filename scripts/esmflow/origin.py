@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 #: The flag of the first record of a contig that bears the same ID as the contig before it.
 ANOTHER_CONTIG = "another_contig"
+#: How the vectors of a contig's fragments can be pooled.
+POOLINGS = ("mean", "max")
 
 
 class Origin(NamedTuple):

@@ -114,6 +114,10 @@ class Results:
         """The feature tables of a sample that were written, files and directories, sorted."""
         return sorted((self.root / "features" / sample).glob("*/layer*"))
 
+    def contigs(self, name: TableName) -> Path:
+        """The vectors of each contig's fragments, pooled, of a feature table."""
+        return self.root / "contigs" / f"{name}.parquet"
+
     def residues(self, name: TableName) -> Path:
         """A residue file."""
         return self.root / "residues" / f"{name}.h5"

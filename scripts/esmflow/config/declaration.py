@@ -22,12 +22,14 @@ from esmflow.config.values import (
     dotted,
 )
 from esmflow.errors import ConfigError
+from esmflow.origin import POOLINGS
 from esmflow.representation import NAMES, RAGGED, VECTORS
 from esmflow.tables.exports import EXPORTS, OF_VARIANTS
 from esmflow.weights_source import HubRepository, WheelMember, is_path, require_official
 
 Representation = Literal[*NAMES]  # type: ignore[valid-type]
 Export = Literal[*EXPORTS, *OF_VARIANTS]  # type: ignore[valid-type]
+Pooling = Literal[*POOLINGS]  # type: ignore[valid-type]
 
 
 def _key(meaning: str, *, example: object, change: str, **field: Any) -> Any:
@@ -245,6 +247,13 @@ class Config(_Part):
         change="reads the contigs again, embeds new sequences only",
         default=500,
         ge=3,
+    )
+    contigs: Distinct[Pooling] = _key(
+        f"of {_names(POOLINGS)}: for samples with contigs, a table besides each feature table, of the vectors of each "
+        "contig's fragments pooled in this way",
+        example=["mean", "max"],
+        change="writes these tables from the store",
+        default=(),
     )
     exports: Distinct[Export] = _key(
         f"copies of the tables in other programs' layouts, of {_names((*EXPORTS, *OF_VARIANTS))}: see "

@@ -1,0 +1,146 @@
+"""Contigs of both kinds through the workflow: tables, status, tables of contigs."""
+
+import json
+import random
+
+import genomes
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import reference
+from workflow import Workspace, error_line, matrix, script, worst_error, written_times
+
+MODEL, LAYERS, MAX_LENGTH = "tiny", 3, 150
+OUTPUT = f"layer{LAYERS}.mean"
+STOPS = "TTAATTAATTAA" * 3
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Samples of both kinds and of proteins in one, of genes, and of proteins alone, embedded by a tiny ESM-2."""
+    work = Workspace(tmp_path_factory.mktemp("contigs"))
+    reference.tiny_esm2(work.root / "tiny.pt")
+    genome = genomes.contigs(genomes.demo_proteins()[:24], gc=0.5, seed=6, pieces=4)
+    draw = random.Random(6)
+    few_stops = {
+        f"v{n}|a/b;c=d": "".join(draw.choices("ACGT", [8, 9, 9, 2], k=k)) for n, k in enumerate([700, 90, 300])
+    }
+    first, second, *_ = few_stops
+    frames = genomes.fasta(few_stops | {"stops": STOPS})
+    # A contig with the same ID again, and one that is none.
+    frames += genomes.fasta({first: few_stops[second]}) + genomes.fasta({first: few_stops[second]}) + ">bad\nAC-GT\n"
+    (work.root / "frames.fna").write_text(frames)
+    (work.root / "genome.fna").write_text(genomes.fasta(genome | {"nothing": "ACGT"}))
+    (work.root / "proteins.faa").write_text(">p1\nMKVLAAGTW\n>p2\nMA-\n")
+    lines = ["sample,fasta,kind,code"]
+    lines += ["mixed,proteins.faa,,", "mixed,frames.fna,six_frame,1", "mixed,genome.fna,genes,"]
+    lines += ["genes,genome.fna,genes,11", "plain,proteins.faa,,"]
+    (work.root / "samples.csv").write_text("\n".join(lines))
+    model = {
+        "weights": "tiny.pt",
+        "layers": [1, -1],
+        "representations": ["mean", "std", "per_tok"],
+        "long_sequences": "skip",
+        "max_length": MAX_LENGTH,
+    }
+    work.write_config({MODEL: model}, samples="samples.csv", chunk=300, contigs=["mean", "max"])
+    work.run()
+    return work
+
+
+def catalog(work: Workspace, sample: str) -> pd.DataFrame:
+    return pd.read_parquet(work.root / "results/catalog" / f"{sample}.parquet")
+
+
+def contig_table(work: Workspace, sample: str, output: str = OUTPUT) -> pd.DataFrame:
+    return pd.read_parquet(work.root / "results/contigs" / sample / MODEL / f"{output}.parquet")
+
+
+@pytest.mark.parametrize("sample", ["mixed", "genes"])
+def test_every_contig_is_accounted_for_in_the_order_of_the_files(run: Workspace, sample: str) -> None:
+    names = []
+    for name in ("frames.fna", "genome.fna") if sample == "mixed" else ("genome.fna",):
+        names += [line[1:] for line in (run.root / name).read_text().splitlines() if line.startswith(">")]
+    assert contig_table(run, sample)["contig"].to_list() == names
+    status = run.status(sample)
+    assert status["id"].to_list() == catalog(run, sample)["id"].to_list()
+    reasons = dict(zip(status["id"], status["reason"], strict=True))
+    assert reasons["nothing"] == "no gene"
+    if sample == "mixed":
+        assert (reasons["stops"], reasons["bad"], reasons["p2"]) == ("no open frame", "gap", "gap")
+    assert f"longer than {MAX_LENGTH} residues" in set(status["reason"])
+
+
+@pytest.mark.parametrize("sample", ["mixed", "genes"])
+@pytest.mark.parametrize("output", ["layer1.mean", OUTPUT, f"layer{LAYERS}.std"])
+def test_contigs_have_the_pooled_vectors_of_their_fragments(run: Workspace, sample: str, output: str) -> None:
+    records = catalog(run, sample)
+    starts = records["contig"].ne(records["contig"].shift()) | records["flags"].str.contains("another_contig")
+    numbers = starts.cumsum()[(run.status(sample)["status"] == "embedded").to_numpy()]
+    groups = pd.DataFrame(matrix(run.table(sample, MODEL, output)), index=numbers).groupby(level=0)
+    table = contig_table(run, sample, output)
+    expected = starts.cumsum()[starts & records["contig"].notna()]
+    assert table["fragments"].to_list() == groups.size().reindex(expected, fill_value=0).to_list()
+    for pooling in ("mean", "max"):
+        pooled = groups.agg(pooling).reindex(expected).dropna().to_numpy()
+        np.testing.assert_allclose(
+            matrix(table[[pooling]].dropna().rename(columns={pooling: "embedding"})), pooled, rtol=1e-5
+        )
+    assert table["mean"].isna().to_list() == table["max"].isna().to_list() == (table["fragments"] == 0).to_list()
+    assert {0} < set(table["fragments"])
+
+
+def test_fragments_have_the_vectors_of_their_residues(run: Workspace) -> None:
+    model = reference.tiny_esm2(run.root / "again.pt")
+    sequences = pd.read_parquet(run.root / "results/sequences/mixed.parquet").drop_duplicates("key").set_index("key")
+    records = catalog(run, "mixed")[(run.status("mixed")["status"] == "embedded").to_numpy()]
+    residues = [sequences["residues"][key].decode() for key in records["key"]]
+    assert len(residues) > 20
+    table = run.table("mixed", MODEL, OUTPUT)
+    assert table["id"].to_list() == records["id"].to_list()
+    assert worst_error(table, residues, lambda text: reference.represent(model, text), LAYERS, "mean") < 1e-5
+
+
+def test_a_sample_of_proteins_has_the_catalog_that_it_always_had_and_no_table_of_contigs(
+    run: Workspace, work: Workspace
+) -> None:
+    reference.tiny_esm2(work.root / "tiny.pt")
+    (work.root / "proteins.faa").write_bytes((run.root / "proteins.faa").read_bytes())
+    work.write_samples([("plain", "proteins.faa")])
+    work.write_config({MODEL: {"weights": "tiny.pt"}})
+    work.run("--", "results/catalog/plain.parquet")
+    path = "results/catalog/plain.parquet"
+    assert (run.root / path).read_bytes() == (work.root / path).read_bytes()
+    assert len(pq.read_schema(run.root / path)) == 8
+    assert sorted(path.name for path in (run.root / "results/contigs").iterdir()) == ["genes", "mixed"]
+    made = [path.name for path in run.files("results/contigs/genes")]
+    assert made == [f"layer{layer}.{kind}.parquet" for layer in (1, LAYERS) for kind in ("mean", "std")]
+
+
+def test_another_chunk_or_pooling_makes_anew_only_what_it_concerns(run: Workspace, work: Workspace) -> None:
+    again = run.copy(work.root / "again")
+    result = again.run()
+    assert "Nothing to be done" in result.stdout + result.stderr
+    kept = written_times([*again.files("results/catalog"), *again.files("results/features"), *again.store_files()])
+    again.change_config(lambda config: config.update(contigs=["max"]))
+    again.run()
+    assert written_times(kept) == kept
+    assert list(contig_table(again, "genes")) == ["contig", "fragments", "max"]
+
+    kept = written_times([*again.files("results/features/genes"), *again.files("results/catalog")[::2]])
+    again.change_config(lambda config: config.update(chunk=240))
+    again.run()
+    assert written_times(kept) == kept
+    assert catalog(again, "mixed")["contig"].nunique() == catalog(run, "mixed")["contig"].nunique()
+    assert len(catalog(again, "mixed")) != len(catalog(run, "mixed"))
+
+
+def test_a_table_of_contigs_for_a_sample_of_proteins_ends_with_65(run: Workspace) -> None:
+    arguments = ["--catalog", "results/catalog/plain.parquet", "--model", MODEL, "--store", "store"]
+    spec = {"layers": [-1], "representations": ["mean"], "long_sequences": "skip", "max_length": MAX_LENGTH}
+    arguments += ["--spec", json.dumps(spec | {"window_overlap": 0, "precision": "auto"})]
+    arguments += ["--descriptor", f"results/models/{MODEL}.json", "--pooling", "mean", "--table", "x.parquet"]
+    result = script("contigs", *arguments, cwd=run.root)
+    assert result.returncode == 65
+    assert "plain.parquet" in error_line(result)
