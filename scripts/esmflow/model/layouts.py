@@ -193,6 +193,11 @@ def check_vocabulary(state: State, tokens: Sequence[str]) -> None:
                     f"{state.path.with_name(name)}: token {number} is {token!r} and not {tokens[number]!r}; "
                     "a model of another alphabet cannot be used"
                 )
+        if name == _VOCABULARY and len(numbers) < len(tokens):
+            raise DataError(
+                f"{state.path.with_name(name)}: has {len(numbers)} tokens, and the model's alphabet {len(tokens)}; "
+                "a model of another alphabet cannot be used"
+            )
 
 
 def _vocabularies(directory: Path) -> dict[str, list[tuple[str, int]]]:
@@ -216,9 +221,13 @@ def _within(content: object, way: Sequence[str]) -> object:
 
 
 def _tokens(entries: object) -> Iterator[tuple[str, int]]:
-    """Tokens and numbers of any form that tokenizers keep: {token: number}, {number: {content}}, [{id, content}]."""
+    """Tokens and numbers of any form that tokenizers keep.
+
+    These are {token: number}, {number: {content}}, [{id, content}] and, in the order of numbers, [[token, score]].
+    """
     if isinstance(entries, list):
-        entries = {entry.get("id"): entry for entry in entries if isinstance(entry, dict)}
+        pairs = {str(entry[0]): number for number, entry in enumerate(entries) if isinstance(entry, list) and entry}
+        entries = pairs or {entry.get("id"): entry for entry in entries if isinstance(entry, dict)}
     for key, value in entries.items() if isinstance(entries, dict) else ():
         token, number = (value.get("content"), key) if isinstance(value, dict) else (key, value)
         if str(number).isdecimal():

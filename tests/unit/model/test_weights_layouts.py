@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import logging
+import random
 import shutil
 from argparse import Namespace
 from collections.abc import Callable
@@ -28,7 +29,7 @@ from esmflow.engine.engine import Engine
 from esmflow.errors import DataError
 from esmflow.model import weights
 from esmflow.model.trunk import Esm
-from esmflow.representation import Output
+from esmflow.representation import VECTORS, Output
 from safetensors.torch import load_file, save_file
 
 State = dict[str, torch.Tensor]
@@ -105,6 +106,56 @@ def test_the_config_s_epsilon_and_rotary_base_are_those_of_the_model(tmp_path: P
     settings = json.loads((tmp_path / "config.json").read_text())
     (usual / "config.json").write_text(json.dumps(settings | {"layer_norm_eps": 1e-5}))
     assert weights.describe("m", usual).sha256 != weights.describe("m", tmp_path).sha256
+
+
+@torch.no_grad()
+def by_transformers(model: transformers.EsmForMaskedLM, sequence: str) -> dict[tuple[int, str], np.ndarray]:
+    """Every representation of every layer, by transformers' forward pass of this sequence alone."""
+    _, _, tokens = reference.ALPHABET.get_batch_converter()([("", sequence)])
+    mask = torch.ones_like(tokens)
+    states = model(input_ids=tokens, attention_mask=mask, output_hidden_states=True)
+    layers = {layer: x[0] for layer, x in enumerate(states.hidden_states)}
+    return {
+        **reference.pool(layers),
+        **{(layer, "per_tok"): x[1:-1].numpy() for layer, x in layers.items()},
+        (max(layers), "logits"): states.logits[0, 1:-1].numpy(),
+        (max(layers), "contacts"): model.predict_contacts(tokens, mask)[0].numpy(),
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "longest"),
+    [
+        ({}, 2000),
+        ({"num_hidden_layers": 5, "num_attention_heads": 3, "hidden_size": 36}, 600),
+        ({"position_embedding_type": "absolute", "emb_layer_norm_before": True, "max_position_embeddings": 1026}, 1022),
+        ({"position_embedding_type": "absolute", "max_position_embeddings": 514, "token_dropout": False}, 510),
+    ],
+    ids=["ESM-2", "another size", "ESM-1b", "ESM-1v"],
+)
+def test_every_representation_of_proteins_up_to_the_longest_in_one_pack(
+    tmp_path: Path, settings: dict[str, object], longest: int
+) -> None:
+    model = transformers_esm2(attn_implementation="eager", **settings)
+    model.save_pretrained(tmp_path)
+    draw = random.Random(1)
+    lengths = [1, 2, 33, 33, 140, 400, longest]
+    sequences = ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWYXBZUO", k=length)) for length in lengths]
+    layers = model.config.num_hidden_layers
+    outputs = [Output(layer, name) for layer in range(layers + 1) for name in (*VECTORS, "per_tok")]
+    outputs += [Output(layers, name) for name in ("logits", "contacts")]
+    engine = Engine(Esm(weights.load(weights.describe("m", tmp_path)), torch.device("cpu")), tokens_per_pack=8192)
+    embedded = engine.embed([sequence.encode() for sequence in sequences], outputs)
+    assert engine.figures.packs == 1
+    for row, sequence in enumerate(sequences):
+        expected = by_transformers(model, sequence)
+        for output in outputs:
+            difference = embedded.values[output][row] - expected[output]
+            if output.representation in ("logits", "contacts"):
+                assert np.abs(difference).max() <= 1e-4, (output, len(sequence))
+            else:
+                scale = np.linalg.norm(expected[output]) or np.linalg.norm(expected[output.layer, "mean"])
+                assert np.linalg.norm(difference) <= 1e-5 * scale, (output, len(sequence))
 
 
 def save_without_what_tells(directory: Path) -> None:

@@ -159,7 +159,9 @@ def test_a_config_that_is_no_object_is_refused_by_name(directory: Path, plain: S
 
 TOKENIZERS: list[tuple[str, object, str]] = [
     ("vocab.txt", "[PAD]\n[UNK]\nA\n", "[PAD]"),
+    ("vocab.txt", "\n".join(reference.ALPHABET.all_toks[:20]), "20 tokens"),
     ("tokenizer.json", {"model": {"vocab": {"<cls>": 0, "A": 4, "L": 5}}}, "'A'"),
+    ("tokenizer.json", {"model": {"vocab": [["<cls>", 0.0], ["<unk>", -1.5]]}}, "<unk>"),
     ("tokenizer.json", {"added_tokens": [{"id": 32, "content": "<extra>"}]}, "<extra>"),
     ("tokenizer_config.json", {"added_tokens_decoder": {"0": {"content": "<s>"}}}, "<s>"),
     ("added_tokens.json", {"<phospho>": 31}, "<phospho>"),
