@@ -1,11 +1,15 @@
 """Variants: substitutions in a protein, as ProteinGym writes them (`A42G:K50R`) or HGVS (`p.Ala42Gly`)."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+import pyarrow.parquet as pq
 
 from esmflow.alphabet import AMINO_ACIDS
 
+_ROWS = 10_000
 #: The names of three letters of the 20 amino acids, in their order, and of what else stands in sequences.
 _LETTERS = {
     name: letter
@@ -55,6 +59,16 @@ def misfit(substitutions: Sequence[Substitution], residues: bytes) -> str | None
         if (there := chr(residues[position - 1])) != own:
             return f"position {position} has {there}, not {own}"
     return None
+
+
+def residues_of(sequences: Path, keys: Collection[bytes]) -> dict[bytes, bytes]:
+    """The residues of the proteins with these keys, from a sample's file of sequences."""
+    residues: dict[bytes, bytes] = {}
+    with pq.ParquetFile(sequences, pre_buffer=False) as file:
+        for rows in file.iter_batches(_ROWS, columns=["key", "residues"]):
+            pairs = zip(rows["key"].to_pylist(), rows["residues"].to_pylist(), strict=True)
+            residues.update((key, value) for key, value in pairs if key in keys)
+    return residues
 
 
 def _substitution(part: str) -> Substitution:

@@ -9,10 +9,11 @@ from conftest import SEQUENCES, Known
 from esmflow.engine.device import choose_precision
 from esmflow.engine.engine import Engine
 from esmflow.engine.self_check import LEAST_COSINE, self_check
+from esmflow.masking import masked_copies
 from esmflow.model.attention import KERNELS
 from esmflow.model.trunk import Esm
 from esmflow.representation import Output
-from esmflow.treatment import WHOLE
+from esmflow.treatment import MASKED, WHOLE
 
 MODULES = {"flash_attn": "flash_attn", "torch_varlen": "torch.nn.attention.varlen"}
 
@@ -79,6 +80,21 @@ def test_residues_logits_and_contacts(known: Known, device: torch.device) -> Non
     for output in outputs:
         for ours, theirs in zip(found[output], expected[output], strict=True):
             assert np.abs(ours - theirs).max() <= 1e-3
+
+
+@pytest.mark.parametrize("names", [["entropy", "wt_marginals", "likelihoods"], ["masked"]])
+def test_likelihoods_and_masked_copies(known: Known, device: torch.device, names: list[str]) -> None:
+    outputs = [Output(known.checkpoint.architecture.layers, name) for name in names]
+    sequences, treatment = SEQUENCES[1:4], WHOLE
+    if names == ["masked"]:
+        sequences, treatment = [next(masked_copies(sequence, WHOLE, [1])) for sequence in sequences], MASKED
+    expected = Engine(Esm(known.checkpoint, torch.device("cpu"))).embed(sequences, outputs, treatment).values
+    engine = Engine(Esm(known.checkpoint, device))
+    found = engine.embed(sequences, outputs, treatment).values
+    engine.close()
+    for output in outputs:
+        for ours, theirs in zip(found[output], expected[output], strict=True):
+            assert np.abs(ours - theirs).max() <= 1e-3 * max(float(np.abs(theirs).max()), 1)
 
 
 def test_the_self_check_passes(known: Known, device: torch.device) -> None:

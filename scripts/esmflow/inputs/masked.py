@@ -20,7 +20,7 @@ from esmflow.refusal import refusal, with_refusal
 
 #: What a catalog has, and the residues, of each copy; then of which sequence it is a copy, which position is masked,
 #: and which of the 20 amino acids is there, or -1.
-MASKED = pa.schema(
+COPIES = pa.schema(
     [
         pa.field("index", pa.int64(), nullable=False),
         pa.field("id", pa.string(), nullable=False),
@@ -50,7 +50,7 @@ def write_masked(sequences: Path, spec: ModelSpec, target: Path, mutants: Path |
     named = _named(mutants) if mutants else None
     copies = buffered = 0
     refused = refusal(sequences)
-    schema = with_refusal(MASKED, refused) if refused else MASKED
+    schema = with_refusal(COPIES, refused) if refused else COPIES
     with files.atomic(target) as temporary, closing(TableWriter(temporary, schema)) as table:
         for sequence, residues in _unique(sequences):
             treatment = spec.treatment(len(residues))

@@ -10,14 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from esmflow import database, files
 from esmflow.alphabet import AMINO_ACIDS
 from esmflow.errors import ConfigError
 from esmflow.inputs.catalog import TableWriter
 from esmflow.refusal import refusal, with_refusal
-from esmflow.variant import Substitution, misfit, parse
+from esmflow.variant import Substitution, misfit, parse, residues_of
 
 #: What a catalog has, and of each line its text and its substitutions: positions from 0, and numbers of the letters
 #: among the 20 amino acids; none if the line is refused.
@@ -93,7 +92,7 @@ def write_mutants(lines: pa.Table, catalog: Path, sequences: Path, target: Path)
             "LEFT JOIN read_parquet($1, hive_partitioning = false) c ON l.id = c.id ORDER BY l.line, c.index",
             params=[database.literal(catalog)],
         )
-        residues = _residues(sequences, set(matched.select("key").distinct().to_arrow_table()["key"].to_pylist()))
+        residues = residues_of(sequences, set(matched.select("key").distinct().to_arrow_table()["key"].to_pylist()))
         with closing(TableWriter(temporary, schema)) as table:
             for batch in matched.to_arrow_reader(_ROWS):
                 for row in batch.to_pylist():
@@ -109,16 +108,6 @@ def write_mutants(lines: pa.Table, catalog: Path, sequences: Path, target: Path)
                 table.flush()
             table.flush()
     log.info("%s variants: %s refused", f"{rows:,}", f"{refused:,}")
-
-
-def _residues(sequences: Path, keys: set[bytes]) -> dict[bytes, bytes]:
-    """The residues of some sequences of a sample's file."""
-    residues: dict[bytes, bytes] = {}
-    with pq.ParquetFile(sequences, pre_buffer=False) as file:
-        for rows in file.iter_batches(_ROWS, columns=["key", "residues"]):
-            pairs = zip(rows["key"].to_pylist(), rows["residues"].to_pylist(), strict=True)
-            residues.update((key, value) for key, value in pairs if key in keys)
-    return residues
 
 
 @lru_cache(maxsize=1 << 16)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from esmflow import files
 from esmflow.alphabet import AMINO_ACIDS
 from esmflow.tables.exports import safe_name
+from esmflow.variant import residues_of
 
 log = logging.getLogger(__name__)
 
@@ -31,28 +32,18 @@ def write_proteingym(mutants: Path, table: Path, sequences: Path, directory: Pat
     ids, keys = (lines[column].take(scored).to_pylist() for column in ("id", "key"))
     for number, name, key in zip(scored, ids, keys, strict=True):
         proteins.setdefault((name, key), []).append(number)
-    residues = _residues(sequences, {key for _, key in proteins})
+    residues = residues_of(sequences, {key for _, key in proteins})
     repeats: Counter[str] = Counter()
     with files.atomic_directory(directory) as work:
         for (name, key), numbers in proteins.items():
             repeats[name] += 1
-            rows = _rows(residues[key], lines.take(numbers), scores.select(names).take(numbers))
+            rows = _rows(residues[key].decode(), lines.take(numbers), scores.select(names).take(numbers))
             path = work / f"{safe_name(name, repeats[name])}.csv"
             with path.open("x", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 writer.writerow(["mutant", "mutated_sequence", *names])
                 writer.writerows(rows.values())
     log.info("%s variants of %s proteins", f"{len(scored):,}", f"{len(proteins):,}")
-
-
-def _residues(sequences: Path, keys: set[bytes]) -> dict[bytes, str]:
-    """The residues of some sequences of a sample's file."""
-    residues: dict[bytes, str] = {}
-    with pq.ParquetFile(sequences, pre_buffer=False) as file:
-        for rows in file.iter_batches(columns=["key", "residues"]):
-            pairs = zip(rows["key"].to_pylist(), rows["residues"].to_pylist(), strict=True)
-            residues.update((key, value.decode()) for key, value in pairs if key in keys)
-    return residues
 
 
 def _rows(residues: str, lines: pa.Table, scores: pa.Table) -> dict[str, list[object]]:
