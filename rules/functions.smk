@@ -19,17 +19,27 @@ def stamps(paths):
 
 def stamp(file):
     """What tells of a file that it is another, newer or older; None if it cannot be read."""
-    try:
-        with file.open("rb"):
-            status = file.stat()
-            return sha256(file) if status.st_size < SMALL else (status.st_size, status.st_mtime_ns)
-    except OSError:
+    if not readable(file):
         return None
+    status = file.stat()
+    return sha256(file) if status.st_size < SMALL else (status.st_size, status.st_mtime_ns)
+
+
+def readable(path):
+    """Whether a file can be read, or is a directory."""
+    try:
+        with path.open("rb") as file:
+            file.read(1)
+    except IsADirectoryError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 def inputs(paths):
     """The files that can be inputs: Snakemake takes what is in braces for a wildcard, and ends if one cannot be read."""
-    return [path for path in map(str, paths) if not re.search("[{}]", path) and None not in stamps([path])]
+    return [str(path) for path in map(Path, paths) if not re.search("[{}]", str(path)) and readable(path)]
 
 
 # As params these are functions, since Snakemake looks for wildcards in a text.
