@@ -11,7 +11,7 @@ from esmflow.config.declaration import check_config
 from esmflow.errors import EsmflowError
 from esmflow.files import sha256
 from esmflow.inputs.kinds import KINDS
-from esmflow.inputs.samples import read_samples
+from esmflow.inputs.samples import read_samples, require_contigs
 from esmflow.planned_model import CLEANING_VERSION, NUMERICS_VERSION, ModelSpec
 from esmflow.representation import NAMES, REPRESENTATIONS, VARIANTS, VECTORS, file_stem_pattern
 from esmflow.results import Results, TableName
@@ -22,6 +22,8 @@ from esmflow.weights_source import is_path
 try:
     config = check_config(config, typed=workflow.config_settings.config)
     SAMPLES = read_samples(Path(config["samples"]))
+    for_contigs = [f"exports: {name}" for name in config["exports"] if EXPORTS[name].of_contigs]
+    require_contigs(SAMPLES, for_contigs + (["contigs"] if config["contigs"] else []))
 except EsmflowError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)

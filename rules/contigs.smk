@@ -22,9 +22,9 @@ rule contigs:
         spec=table_spec,
         poolings=config["contigs"],
         numerics=NUMERICS_VERSION,
-        store=STORE,
+        store=store,
     shell:
         'python "$ESMFLOW"/contigs.py'
-        " --log {log:q} --catalog {input.catalog:q} --model {wildcards.model:q}"
-        " --spec {params.spec:q} --descriptor {input.descriptor:q}"
-        " --store {params.store:q} --pooling {params.poolings:q} --table {output:q}"
+        " --log {log:q} --catalog={input.catalog:q} --model {wildcards.model:q}"
+        " --spec {params.spec:q} --descriptor={input.descriptor:q}"
+        " --store={params.store:q} --pooling {params.poolings:q} --table={output:q}"

@@ -1,5 +1,5 @@
 for export_name, export in EXPORTS.items():
-    for layout in export.layouts:
+    for layout in () if export.of_contigs else export.layouts:
         export_rule = "_".join(filter(None, ["export", export_name, layout.unit]))
         export_stem = str(TABLE if layout.of_one_output else Path("{sample}", "{model}"))
         export_paths = [str(RESULTS.exports("{sample}", "{model}") / path) for path in layout.paths]
@@ -35,3 +35,28 @@ for export_name, export in EXPORTS.items():
                 " --log {log:q} --format {params.format} --catalog={input.catalog:q} {params.sequences:q}"
                 " --model {wildcards.model:q} --spec {params.spec:q} --descriptor={input.descriptor:q}"
                 " --store={params.store:q} -- {output:q}"
+
+
+for export_name, export in EXPORTS.items():
+    for layout in export.layouts if export.of_contigs else ():
+
+        rule:
+            name:
+                f"export_{export_name}"
+            input:
+                catalog=CATALOG,
+            output:
+                [str(RESULTS.exports("{sample}") / path) for path in layout.paths],
+            log:
+                f"logs/export_{export_name}/{{sample}}.log",
+            benchmark:
+                str(RESULTS.benchmark(f"export_{export_name}/{{sample}}"))
+            retries: 0
+            localrule: True
+            conda:
+                "../envs/cpu.yaml"
+            params:
+                format=export_name,
+            shell:
+                'python "$ESMFLOW"/export.py'
+                " --log {log:q} --format {params.format} --catalog={input.catalog:q} -- {output:q}"

@@ -220,16 +220,24 @@ def contig_tables(wildcards):
 
 
 def exports(wildcards):
-    """What the exports that the config asks for make of the tables, and of the variants."""
-    paths = set()
-    for table in map(TableName.parse, read_plan().tables):
+    """What the exports that the config asks for make of the tables, the variants and the samples with contigs."""
+    plan = read_plan()
+    paths = {
+        str(RESULTS.exports(sample) / path)
+        for name in config["exports"]
+        if EXPORTS[name].of_contigs
+        for path in EXPORTS[name].layouts[0].paths
+        for sample in SAMPLES
+        if of_contigs(sample) and sample not in plan.refused
+    }
+    for table in map(TableName.parse, plan.tables):
         directory = RESULTS.exports(table.sample, table.model)
         for name in EXPORTS.keys() & set(config["exports"]):
             for layout in EXPORTS[name].layouts:
                 if re.fullmatch(layout.file_stems, table.file_stem):
                     paths.add(str(directory / layout.paths[0].format(output=table.file_stem)))
     if "proteingym" in config["exports"]:
-        paths |= {str(RESULTS.proteingym(sample)) for sample in SAMPLES if sample not in read_plan().refused}
+        paths |= {str(RESULTS.proteingym(sample)) for sample in SAMPLES if sample not in plan.refused}
     return sorted(paths)
 
 

@@ -143,9 +143,9 @@ class Results:
         pattern = self.status("*")
         return sorted(path.stem for path in pattern.parent.glob(pattern.name))
 
-    def exports(self, sample: str, model: str) -> Path:
-        """The directory of a sample's exports of a model."""
-        return self.root / "exports" / sample / model
+    def exports(self, sample: str, model: str | None = None) -> Path:
+        """The directory of a sample's exports of a model, or of those that are of no model."""
+        return self.root / "exports" / sample / (model or "")
 
     @property
     def refused(self) -> Path:

@@ -2,6 +2,9 @@
 
 import json
 import random
+import re
+from io import StringIO
+from urllib.parse import unquote
 
 import genomes
 import numpy as np
@@ -9,6 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import reference
+from Bio import SeqIO
 from workflow import Workspace, error_line, matrix, script, worst_error, written_times
 
 MODEL, LAYERS, MAX_LENGTH = "tiny", 3, 150
@@ -44,7 +48,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         "long_sequences": "skip",
         "max_length": MAX_LENGTH,
     }
-    work.write_config({MODEL: model}, samples="samples.csv", chunk=300, contigs=["mean", "max"])
+    work.write_config({MODEL: model}, samples="samples.csv", chunk=300, contigs=["mean", "max"], exports=["gff", "npy"])
     work.run()
     return work
 
@@ -89,6 +93,58 @@ def test_contigs_have_the_pooled_vectors_of_their_fragments(run: Workspace, samp
         )
     assert table["mean"].isna().to_list() == table["max"].isna().to_list() == (table["fragments"] == 0).to_list()
     assert {0} < set(table["fragments"])
+
+
+@pytest.mark.parametrize("sample", ["mixed", "genes"])
+def test_a_gff_has_the_place_of_every_fragment_for_whoever_reads_it(run: Workspace, sample: str) -> None:
+    header, *lines = (run.root / f"results/exports/{sample}/fragments.gff3").read_text().splitlines()
+    assert header == "##gff-version 3"
+    rows = []
+    for line in lines:
+        contig, source, type_, start, end, score, strand, phase, attributes = line.split("\t")
+        named = dict(pair.split("=") for pair in attributes.split(";"))
+        assert (source, score, phase) == ("esmflow", ".", "0")
+        assert re.fullmatch(r"([a-zA-Z0-9.:^*$@!+_?-|]|%[0-9A-F]{2})+", contig)
+        rows.append((unquote(contig), type_, int(start), int(end), strand, unquote(named["ID"]), named.get("partial")))
+    records = catalog(run, sample)
+    records = records[(records["status"] == "valid") & records["contig"].notna()]
+    again = records.groupby("id").cumcount() + 1
+    ids = [name if count == 1 else f"{name}%-{count}" for name, count in zip(records["id"], again, strict=True)]
+    assert [row[5] for row in rows] == ids
+    assert len(set(ids)) == len(ids)
+    places = records[["contig", "start", "end", "strand"]].itertuples(index=False, name=None)
+    assert [(row[0], *row[2:5]) for row in rows] == list(places)
+    types = ["ORF" if "_chunk_" in name else "CDS" for name in records["id"]]
+    assert [row[1] for row in rows] == types
+    partial = records["flags"].str.extract(r"partial:(\d\d)")[0].fillna("00")
+    assert [row[6] for row in rows] == [p if t == "CDS" else None for p, t in zip(partial, types, strict=True)]
+    assert {"CDS"} <= set(types)
+
+
+def test_a_gene_s_frame_is_that_of_its_gff(run: Workspace) -> None:
+    """Biopython finds a record's residues where the GFF says."""
+    genome = SeqIO.to_dict(SeqIO.parse(StringIO((run.root / "genome.fna").read_text()), "fasta"))
+    sequences = pd.read_parquet(run.root / "results/sequences/genes.parquet").drop_duplicates("key").set_index("key")
+    residues = {
+        row.id: sequences["residues"][row.key].decode() for row in catalog(run, "genes").itertuples() if row.key
+    }
+    for line in (run.root / "results/exports/genes/fragments.gff3").read_text().splitlines()[1:]:
+        contig, _, _, start, end, _, strand, _, attributes = line.split("\t")
+        place = genome[contig].seq[int(start) - 1 : int(end)]
+        read = str((place if strand == "+" else place.reverse_complement()).translate(11)).removesuffix("*")
+        assert read[1:] == residues[attributes.split(";")[0].removeprefix("ID=")][1:]
+
+
+@pytest.mark.parametrize("asked", [{"contigs": ["mean"]}, {"exports": ["gff"]}])
+def test_what_is_made_of_contigs_is_refused_where_there_are_none(work: Workspace, asked: dict[str, list[str]]) -> None:
+    reference.tiny_esm2(work.root / "tiny.pt")
+    (work.root / "proteins.faa").write_text(">p\nMKV\n")
+    work.write_samples([("plain", "proteins.faa")])
+    work.write_config({MODEL: {"weights": "tiny.pt"}}, **asked)
+    result = work.run(check=False)
+    assert result.returncode == 78
+    [(key, names)] = asked.items()
+    assert f"config: {key if key == 'contigs' else f'{key}: {names[0]}'}: " in error_line(result)
 
 
 def test_fragments_have_the_vectors_of_their_residues(run: Workspace) -> None:

@@ -283,7 +283,7 @@ class Config(_Part):
             if export in OF_VARIANTS:
                 if not others.data.get("variants"):
                     raise ValueError(f"{export} is of variants; give their sheet as 'variants' or leave the export out")
-            elif not asked & set(EXPORTS[export].representations):
+            elif not EXPORTS[export].of_contigs and not asked & set(EXPORTS[export].representations):
                 raise ValueError(
                     f"{export} is of {', '.join(EXPORTS[export].representations)}, and no model has one of them in its "
                     "representations; add one or leave the export out"

@@ -3,7 +3,7 @@
 import csv
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from esmflow.errors import ConfigError
@@ -56,6 +56,16 @@ def read_samples(sheet: Path) -> dict[str, list[Fasta]]:
     if not samples:
         raise ConfigError(f"{sheet}: no samples; add lines with 'sample' and 'fasta'")
     return samples
+
+
+def require_contigs(samples: Mapping[str, Iterable[Fasta]], asked: Sequence[str]) -> None:
+    """Raise ConfigError if the config asks for what is made of contigs, and no sample has some."""
+    if asked and not any(KINDS[file.kind].of_contigs for fastas in samples.values() for file in fastas):
+        kinds = " or ".join(name for name, kind in KINDS.items() if kind.of_contigs)
+        raise ConfigError(
+            f"config: {asked[0]}: this is made of contigs, and no sample has some; write {kinds} in the sheet's column "
+            "'kind', or leave it out"
+        )
 
 
 def _rows(sheet: Path) -> Iterator[tuple[str, dict[str, str]]]:

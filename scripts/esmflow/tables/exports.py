@@ -13,10 +13,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
 from esmflow import files
+from esmflow.errors import DataError
 from esmflow.representation import VECTORS, file_stem_pattern
 
 if TYPE_CHECKING:
@@ -27,6 +29,10 @@ if TYPE_CHECKING:
 #: Bytes; the name of a file may have 255 with its ending.
 _LONGEST_NAME = 240
 _UNSAFE = re.compile(r"[/%\x00-\x1f\x7f]")
+_ROWS = 10_000
+#: Characters that GFF3 leaves as they are, besides letters and digits, in the name of a sequence and in attributes.
+_SAFE_IN_SEQUENCE_ID = ".:^*$@!+_?-|"
+_SAFE_IN_ATTRIBUTES = _SAFE_IN_SEQUENCE_ID + " /()[]{}<>#'\"~`\\"
 #: SQL: the accession in an ID of UniProt's FASTA files, else the ID.
 _ACCESSION = r"coalesce(nullif(regexp_extract(id, '^(?:sp|tr)\|([^|]+)\|', 1), ''), id)"
 #: SQL: the header as fair-esm gives it, but for white space between ID and description, which is one blank.
@@ -38,7 +44,7 @@ class Layout:
     """What an export makes of one output, or of all outputs of a model at once."""
 
     representations: tuple[str, ...]
-    """Those that it can hold."""
+    """Those that it can hold; none if it is made of the catalog alone, of a sample that has contigs."""
     paths: tuple[str, ...]
     """Relative to `Results.exports`, with `{output}` for an output's file stem; without it, it takes all at once."""
     directory: bool = False
@@ -63,13 +69,18 @@ class Export:
 
     layouts: tuple[Layout, ...]
     write: Callable[..., None]
-    """From `OrderedRecords` and a layout's paths."""
+    """From `OrderedRecords`, or the catalog if it holds no representations, and a layout's paths."""
     needs_residues: bool
 
     @property
     def representations(self) -> tuple[str, ...]:
         """Those that it can hold."""
         return tuple(name for layout in self.layouts for name in layout.representations)
+
+    @property
+    def of_contigs(self) -> bool:
+        """Whether it is made of the catalog alone, of a sample that has contigs."""
+        return not self.representations
 
 
 #: Exports of the tables of variants, which are of all models together and have a rule of their own.
@@ -240,6 +251,42 @@ def write_anndata(records: "OrderedRecords", target: Path) -> None:
         provenance = _encode(uns.create_group("esmflow"), "dict", "0.1.0")
         for name, value in metadata.items():
             _encode(provenance.create_dataset(name.removeprefix("esmflow."), data=value), "string")
+
+
+@export("gff", Layout((), ("fragments.gff3",)))
+def write_gff(catalog: Path, target: Path) -> None:
+    """Write where each fragment of a sample lies, as GFF3 (Sequence Ontology, version 1.26), in the catalog's order.
+
+    Its attribute `ID` is the record's, `numbered` where it comes again. Genes are `CDS`, with Prodigal's attribute
+    `partial`; frames of chunks are `ORF`. Raises DataError for a catalog without contigs.
+    """
+    from esmflow import database
+
+    with (
+        database.connect(target) as connection,
+        files.atomic(target) as temporary,
+        temporary.open("w", encoding="utf-8", newline="\n") as file,
+    ):
+        records = connection.read_parquet(database.literal(catalog), hive_partitioning=False)
+        if "contig" not in records.columns:
+            raise DataError(f"{catalog}: its sample has no contigs; give that of a sample that has some")
+        fragments = records.filter("status = 'valid' AND \"start\" IS NOT NULL")
+        rows = fragments.project(f'id, contig, "start", "end", strand, flags, {_repeat("id")}, index').order("index")
+        file.write("##gff-version 3\n")
+        for batch in rows.to_arrow_reader(_ROWS):
+            file.writelines(map(_gff_line, batch.to_pylist()))
+
+
+def _gff_line(row: dict[str, Any]) -> str:
+    # The IDs that kinds of contigs make: Prodigal's of genes, VirNucPro's of frames.
+    is_gene = re.fullmatch(r"_\d+", row["id"].removeprefix(row["contig"]))
+    attributes = "ID=" + quote(numbered(row["id"], row["repeat"]), safe=_SAFE_IN_ATTRIBUTES)
+    if is_gene:
+        partial = re.search(r"(?:^|,)partial:(\d\d)", row["flags"])
+        attributes += f";partial={partial[1] if partial else '00'}"
+    columns = [quote(row["contig"], safe=_SAFE_IN_SEQUENCE_ID), "esmflow", "CDS" if is_gene else "ORF"]
+    columns += [str(row["start"]), str(row["end"]), ".", row["strand"], "0", attributes]
+    return "\t".join(columns) + "\n"
 
 
 def safe_name(text: str, repeat: int = 1) -> str:
