@@ -218,7 +218,7 @@ def test_an_adapter_of_fused_modules_is_merged_into_whatever_layout(
     assert_equal(embedded, [esmc.represent_fully(expected, "MKTAYIAK")], outputs)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 def test_an_adapter_s_bias_where_the_model_has_none_is_refused(tmp_path: Path) -> None:
     for name in ("model", "adapter"):
         (tmp_path / name).mkdir()
