@@ -1,6 +1,5 @@
 """The config, declared once: its checks and defaults are here, and from here `documents` writes of its keys."""
 
-import contextlib
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from esmflow.config.values import (
     Sha256,
     TokensPerPack,
     Weights,
+    as_meant,
     complaint,
     dotted,
 )
@@ -297,7 +297,7 @@ def check_config(config: Mapping[str, object], typed: Mapping[str, object] | Non
     `typed` is the part of it that was given with `--config`: Snakemake leaves numbers within `{}` and `[]` as text.
     """
     try:
-        checked = Config.model_validate(_as_meant(config, typed))
+        checked = Config.model_validate(as_meant(config, typed))
     except ValidationError as error:
         errors = error.errors(include_url=False)
         first = min(errors, key=lambda detail: detail["type"] not in ("extra_forbidden", "invalid_key"))
@@ -305,7 +305,7 @@ def check_config(config: Mapping[str, object], typed: Mapping[str, object] | Non
         raise ConfigError(f"config: {text}") from None
     for name, model in checked.models.items():
         _check_weights(name, model.weights)
-    plain: dict[str, Any] = _as_meant(checked.model_dump(mode="json", exclude_none=True))
+    plain: dict[str, Any] = as_meant(checked.model_dump(mode="json", exclude_none=True))
     return plain
 
 
@@ -322,25 +322,6 @@ def _check_weights(name: str, weights: str) -> None:
             f"config: models.{name}.weights: {weights!r} does not exist; "
             "give the path of a weights file or directory, or 'fair-esm' for the official file"
         )
-
-
-def _as_meant(value: Any, typed: object = None) -> Any:
-    """A copy in which 8.0 is 8, a name that YAML takes for a number is text, and what was typed as a number is one."""
-    if isinstance(value, Mapping):
-        parts = typed if isinstance(typed, Mapping) else {}
-        return {str(key) if type(key) is int else key: _as_meant(part, parts.get(key)) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_as_meant(part, part if value == typed else None) for part in value]
-    if isinstance(value, str) and value == typed:
-        value = _read(value)
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _read(text: str) -> object:
-    for parse in (int, float):
-        with contextlib.suppress(ValueError):
-            return parse(text)
-    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _unknown_key(place: tuple[int | str, ...]) -> str:

@@ -1,9 +1,11 @@
 """The kinds of values that keys of the config hold, and what is said of a wrong one."""
 
+import contextlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -129,6 +131,25 @@ _COMPLAINTS = {
     _NAME: "is not a name of at most 100 letters, digits, '.', '_' and '-' that begins with a letter or a digit",
     _SHA256: "is not a SHA-256 of 64 digits (0 to 9, a to f)",
 }
+
+
+def as_meant(value: Any, typed: object = None) -> Any:
+    """A copy in which 8.0 is 8, a name that YAML takes for a number is text, and what was typed as a number is one."""
+    if isinstance(value, Mapping):
+        parts = typed if isinstance(typed, Mapping) else {}
+        return {str(key) if type(key) is int else key: as_meant(part, parts.get(key)) for key, part in value.items()}
+    if isinstance(value, list):
+        return [as_meant(part, part if value == typed else None) for part in value]
+    if isinstance(value, str) and value == typed:
+        value = _read(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _read(text: str) -> object:
+    for parse in (int, float):
+        with contextlib.suppress(ValueError):
+            return parse(text)
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def dotted(place: tuple[int | str, ...]) -> str:
