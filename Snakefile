@@ -29,8 +29,5 @@ localrules:
 rule all:
     default_target: True
     input:
-        tables,
-        contig_tables,
-        exports,
-        statuses,
+        *PRODUCTS,
         refusals,

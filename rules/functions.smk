@@ -272,3 +272,7 @@ def held_spec(layout):
         return json.dumps(numeric | {"representations": held})
 
     return spec
+
+
+# What a run makes, but for the refusals, which come last.
+PRODUCTS = (tables, contig_tables, exports, statuses)

@@ -1,9 +1,7 @@
 # One job for all samples that were refused, so that the run tells of each of them.
 rule refused:
     input:
-        tables,
-        exports,
-        statuses,
+        *PRODUCTS,
     output:
         str(RESULTS.refused),
     log:
