@@ -6,11 +6,17 @@ SOURCES := scripts tests benchmarks
 # On a machine with a GPU, whose own Python may be all that there is: tests/gpu/requirements.txt.
 GPU_PYTHON ?= $(if $(wildcard .venv/run),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo test test-slurm lint documents bench test-gpu bench-gpu
+.PHONY: demo demo-contigs test test-slurm lint documents bench test-gpu bench-gpu
 
 demo: .venv/run
 	$(BIN)/snakemake --profile profiles/local --configfile config/demo.yaml -- all report
 	$(BIN)/python scripts/summary.py results/demo
+
+# pyrodigal, which finds the genes, is not among the requirements: its licence is GPL-3.
+demo-contigs: .venv/run
+	$(BIN)/pip install --quiet pyrodigal
+	$(BIN)/snakemake --profile profiles/local --configfile config/contigs.yaml
+	$(BIN)/python scripts/summary.py results/contigs_demo
 
 test: .venv/dev
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal

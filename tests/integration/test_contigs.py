@@ -1,9 +1,12 @@
 """Contigs of both kinds through the workflow: tables, status, tables of contigs."""
 
+import gzip
 import json
 import random
 import re
+import shutil
 from io import StringIO
+from pathlib import Path
 from urllib.parse import unquote
 
 import genomes
@@ -12,8 +15,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import reference
+import yaml
 from Bio import SeqIO
-from workflow import Workspace, error_line, matrix, script, worst_error, written_times
+from workflow import ROOT, Workspace, error_line, matrix, script, worst_error, written_times
 
 MODEL, LAYERS, MAX_LENGTH = "tiny", 3, 150
 OUTPUT = f"layer{LAYERS}.mean"
@@ -200,3 +204,17 @@ def test_a_table_of_contigs_for_a_sample_of_proteins_ends_with_65(run: Workspace
     result = script("contigs", *arguments, cwd=run.root)
     assert result.returncode == 65
     assert "plain.parquet" in error_line(result)
+
+
+def test_the_demo_of_contigs_runs_as_it_is_but_for_where_its_weights_come_from(work: Workspace, esm2_8m: Path) -> None:
+    shutil.copytree(ROOT / "config" / "demo", work.root / "config" / "demo")
+    config = yaml.safe_load((ROOT / "config" / "contigs.yaml").read_text())
+    config["models"]["esm2_8M"]["weights"] = str(esm2_8m)
+    (work.root / "config.yaml").write_text(yaml.safe_dump(config))
+    work.run()
+    genome = genomes.fasta(genomes.contigs(genomes.demo_proteins()[:60], gc=0.52, seed=16, pieces=5))
+    assert gzip.decompress((ROOT / "config/demo/genome.fna.gz").read_bytes()).decode() == genome
+    for sample, fragments in (("genes", 50), ("frames", 20)):
+        table = pd.read_parquet(work.root / f"results/contigs_demo/contigs/{sample}/esm2_8M/layer6.mean.parquet")
+        assert table["contig"].to_list() == [f"contig{number}" for number in range(1, 6)]
+        assert table["fragments"].sum() > fragments

@@ -12,7 +12,7 @@ import yaml
 from workflow import ENVIRONMENT, ROOT
 
 #: The tests themselves, and what runs for longer than tests should.
-ELSEWHERE = {"make test", "make test-slurm", "make bench"}
+ELSEWHERE = {"make test", "make test-slurm", "make bench", "make demo-contigs"}
 
 
 def commands() -> list[str]:
