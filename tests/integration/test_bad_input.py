@@ -173,7 +173,8 @@ def test_invalid_fail_lists_the_first_20_and_ends(work: Workspace) -> None:
     result = script("ingest", *arguments, "--", "bad.fasta", cwd=work.root)
     assert result.returncode == 65
     assert "sample s" in error_line(result)
-    listed = [line for line in result.stderr.splitlines() if "bad.fasta" in line and ": bad" in line]
+    assert "the first is bad.fasta:3: bad1" in error_line(result)
+    *listed, _ = [line for line in result.stderr.splitlines() if "bad.fasta" in line and ": bad" in line]
     assert len(listed) == 20
     first = [(2 * number + 1, f"bad{number}") for number in range(1, 40, 2)]
     for line, (file_line, name) in zip(listed, first, strict=True):
