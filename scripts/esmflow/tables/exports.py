@@ -149,9 +149,9 @@ def write_uniprot_h5(records: "OrderedRecords", target: Path) -> None:
 
     [(output, metadata)] = records.metadata.items()
     with files.atomic(target) as temporary, h5py.File(temporary, "w") as file:
-        for row, values in records.rows("id", f"{_ACCESSION} AS name", _repeat(_ACCESSION)):
-            dataset = file.create_dataset(safe_name(row["name"], row["repeat"]), data=values[output])
-            dataset.attrs["original_id"] = row["id"]
+        for (identifier, accession, repeat), values in records.rows("id", _ACCESSION, _repeat(_ACCESSION)):
+            dataset = file.create_dataset(safe_name(accession, repeat), data=values[output])
+            dataset.attrs["original_id"] = identifier
         file.attrs["model_name"] = metadata["esmflow.model"]
         file.attrs.update(metadata)
 
@@ -176,15 +176,15 @@ def write_fair_esm_pt(records: "OrderedRecords", directory: Path) -> None:
     import torch
 
     with files.atomic_directory(directory) as work:
-        for row, values in records.rows(f"{_LABEL} AS label", _repeat(_LABEL)):
-            result: dict[str, Any] = {"label": row["label"]}
+        for (label, repeat), values in records.rows(_LABEL, _repeat(_LABEL)):
+            result: dict[str, Any] = {"label": label}
             for output, value in values.items():
                 key = _FAIR_ESM_KEYS[output.representation]
                 if output.kind.layer_in_name:
                     result.setdefault(key, {})[output.layer] = torch.from_numpy(value)
                 else:
                     result[key] = torch.from_numpy(value)
-            with (work / f"{safe_name(row['label'], row['repeat'])}.pt").open("xb") as file:
+            with (work / f"{safe_name(label, repeat)}.pt").open("xb") as file:
                 torch.save(result, file)
 
 
@@ -210,10 +210,10 @@ def write_bio_embeddings(records: "OrderedRecords", embeddings: Path, mapping: P
         text = stack.enter_context(files.atomic(mapping)).open("w", encoding="utf-8", newline="")
         writer = csv.writer(stack.enter_context(text), lineterminator="\n")
         writer.writerow(["", "original_id", "sequence_length"])
-        for row, values in records.rows("md5", "id", "length", _repeat("md5")):
-            writer.writerow([row["md5"], row["id"], row["length"]])
-            if row["repeat"] == 1:
-                h5.create_dataset(row["md5"], data=values[output]).attrs["original_id"] = row["id"]
+        for (md5, identifier, length, repeat), values in records.rows("md5", "id", "length", _repeat("md5")):
+            writer.writerow([md5, identifier, length])
+            if repeat == 1:
+                h5.create_dataset(md5, data=values[output]).attrs["original_id"] = identifier
 
 
 @export("anndata", Layout(VECTORS, ("anndata/{output}.h5ad",)))

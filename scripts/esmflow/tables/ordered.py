@@ -69,11 +69,12 @@ class OrderedRecords:
             vectors = np.fromfile(scratch, np.float32, len(batch) * self.embed_dim)
             yield batch, vectors.reshape(-1, self.embed_dim)
 
-    def rows(self, *columns: str) -> Iterator[tuple[dict[str, Any], dict[Output, np.ndarray]]]:
+    def rows(self, *columns: str) -> Iterator[tuple[tuple[Any, ...], dict[Output, np.ndarray]]]:
         """Yield columns of a record, as in `batches`, and its values of each output: float32, of the output's shape."""
         for batch in self._read((*columns, "kept"), _RECORDS):
-            for row in batch.to_pylist():
-                yield row, {output: self._value(output, row["kept"]) for output in self._scratch}
+            fields = (column.to_pylist() for column in batch.columns[: len(columns)])
+            for *row, kept in zip(*fields, batch["kept"].to_pylist(), strict=True):
+                yield tuple(row), {output: self._value(output, kept) for output in self._scratch}
 
     def _read(self, columns: Sequence[str], rows: int) -> pa.RecordBatchReader:
         for scratch in self._scratch.values():
