@@ -16,11 +16,12 @@ from workflow import DEADLINE, ROOT, Workspace, wait_until
 HERE = Path(__file__).parent
 NEEDED = ["munged", "slurmctld", "slurmd", "ip"]
 
-#: What a user changes in the profile. There are no accounts here.
+#: What a user changes in the profile. There are no accounts here, and the GPUs are fake: they are asked for, and the
+#: config has the CPU used.
 CHANGES = {
     "slurm_partition: gpu": "slurm_partition: batch",
     "    slurm_account: my_account\n": "",
-    "gpu_model: a100": "gpu_model: fake",
+    "gpu_model: a100": "gpu_model: fake\n    gpu: 1",
     "gres: gpu:a100:1": "gres: gpu:fake:1",
 }
 # Fake GPUs must have device files. Memory is enforced without cgroups, by looking every second. A requeued job is held

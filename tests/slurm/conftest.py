@@ -21,12 +21,12 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="session")
 def fetched(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    """The demo for three jobs of one GPU, its weights brought where there is a network."""
+    """The demo for three jobs, its weights brought where there is a network."""
     work = Workspace(tmp_path_factory.mktemp("fetched"))
     shutil.copytree(ROOT / "config" / "demo", work.root / "config" / "demo")
     config = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
-    config |= {"results": "results", "store": "store", "sharding": {"target_minutes": 0.00006}}
-    config["workers"] = {"max_jobs": 3, "gpus_per_job": 1}
+    config |= {"results": "results", "store": "store", "sharding": {"target_minutes": 0.012}}
+    config["workers"] = {"max_jobs": 3, "gpus_per_job": 0}
     (work.root / "config.yaml").write_text(yaml.safe_dump(config))
     work.run("--", f"results/models/{MODEL}.json")
     return work
@@ -46,7 +46,7 @@ def few(fetched: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Workspa
         short = [record for record in SeqIO.parse(file, "fasta") if len(record) <= 300]
     SeqIO.write(short, work.root / "few.fasta", "fasta")
     work.write_samples([("few", "few.fasta")])
-    work.change_config(lambda config: config.update(samples="samples.tsv", sharding={"target_minutes": 0.00001}))
+    work.change_config(lambda config: config.update(samples="samples.tsv", sharding={"target_minutes": 0.002}))
     return work
 
 
