@@ -22,7 +22,7 @@ from esmflow.weights_source import is_path
 try:
     config = check_config(config, typed=workflow.config_settings.config)
     SAMPLES = read_samples(Path(config["samples"]))
-    for_contigs = [f"exports: {name}" for name in config["exports"] if EXPORTS[name].of_contigs]
+    for_contigs = [f"exports: {name}" for name in config["exports"] if name in EXPORTS and EXPORTS[name].of_contigs]
     require_contigs(SAMPLES, for_contigs + (["contigs"] if config["contigs"] else []))
 except EsmflowError as error:
     print(f"error: {error}", file=sys.stderr)

@@ -224,7 +224,7 @@ def exports(wildcards):
     plan = read_plan()
     paths = {
         str(RESULTS.exports(sample) / path)
-        for name in config["exports"]
+        for name in EXPORTS.keys() & set(config["exports"])
         if EXPORTS[name].of_contigs
         for path in EXPORTS[name].layouts[0].paths
         for sample in SAMPLES

@@ -133,7 +133,8 @@ class OnCluster(Workspace):
             except psutil.NoSuchProcess:
                 continue
             if [Path(part).name for part in command[1:2]] == ["embed.py"]:
-                result[Path(command[command.index("--job") + 1]).stem] = process
+                [job] = [word.removeprefix("--job=") for word in command if word.startswith("--job=")]
+                result[Path(job).stem] = process
         return result
 
     def shards(self, job: str) -> list[str]:
