@@ -10,7 +10,7 @@ from pathlib import Path
 
 from esmflow import command
 from esmflow.errors import ConfigError
-from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
+from esmflow.planned_model import PlannedModel
 from esmflow.store.store import Store
 from esmflow.tables.exports import EXPORTS
 from esmflow.tables.ordered import embedded
@@ -23,7 +23,7 @@ def main(options: Namespace) -> None:
         return
     if not all((options.model, options.spec, options.descriptor, options.store)):
         raise ConfigError(f"{options.format} needs --model, --spec, --descriptor and --store; give them")
-    model = PlannedModel(ModelSpec.of(options.model, options.spec), Descriptor.load(options.descriptor))
+    model = PlannedModel.load(options.model, options.spec, options.descriptor)
     with embedded(options.catalog, model, Store(options.store), options.targets[0], options.sequences) as records:
         export.write(records, *options.targets)
 

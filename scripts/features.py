@@ -4,18 +4,17 @@ In: the sample's catalog, the model's descriptor and the store. Out: a Parquet t
 --part-mb a directory of Parquet files that are one table.
 """
 
-import json
 from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
-from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
+from esmflow.planned_model import PlannedModel
 from esmflow.store.store import Store
 from esmflow.tables.features import write_table
 
 
 def main(options: Namespace) -> None:
-    model = PlannedModel(ModelSpec.of(options.model, options.spec), Descriptor.load(options.descriptor))
+    model = PlannedModel.load(options.model, options.spec, options.descriptor)
     [output] = model.outputs
     part_bytes = None if options.part_mb is None else max(int(options.part_mb * 1e6), 1)
     write_table(options.catalog, model, output, Store(options.store), options.table, part_bytes)
@@ -23,13 +22,7 @@ def main(options: Namespace) -> None:
 
 if __name__ == "__main__":
     arguments = command.parser(__doc__)
-    arguments.add_argument("--catalog", type=Path, required=True)
-    arguments.add_argument("--model", required=True, help="the model's name in the config")
-    arguments.add_argument(
-        "--spec", type=json.loads, required=True, help="its config, with one layer and representation, as JSON"
-    )
-    arguments.add_argument("--descriptor", type=Path, required=True)
-    arguments.add_argument("--store", type=Path, required=True)
+    command.add_table_options(arguments)
     arguments.add_argument("--table", type=Path, required=True)
     arguments.add_argument("--part-mb", type=float, help="megabytes of vectors in a file of the table")
     command.run(main, arguments)

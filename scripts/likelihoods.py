@@ -4,28 +4,23 @@ In: the sample's catalog and, for the perplexity with residues masked, its list 
 and the store. Out: a Parquet file.
 """
 
-import json
 from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
-from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
+from esmflow.planned_model import PlannedModel
 from esmflow.store.store import Store
 from esmflow.tables.likelihoods import write_likelihoods
 
 
 def main(options: Namespace) -> None:
-    model = PlannedModel(ModelSpec.of(options.model, options.spec), Descriptor.load(options.descriptor))
+    model = PlannedModel.load(options.model, options.spec, options.descriptor)
     write_likelihoods(options.catalog, model, Store(options.store), options.table, options.copies)
 
 
 if __name__ == "__main__":
     arguments = command.parser(__doc__)
-    arguments.add_argument("--catalog", type=Path, required=True)
+    command.add_table_options(arguments)
     arguments.add_argument("--copies", type=Path, help="the list of masked copies")
-    arguments.add_argument("--model", required=True, help="the model's name in the config")
-    arguments.add_argument("--spec", type=json.loads, required=True, help="its config, as JSON")
-    arguments.add_argument("--descriptor", type=Path, required=True)
-    arguments.add_argument("--store", type=Path, required=True)
     arguments.add_argument("--table", type=Path, required=True)
     command.run(main, arguments)

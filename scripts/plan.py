@@ -13,7 +13,7 @@ from esmflow import command
 from esmflow.inputs.samples import read_samples
 from esmflow.plan.plan import plan
 from esmflow.plan.sizes import Sizes
-from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
+from esmflow.planned_model import PlannedModel
 from esmflow.results import Results
 from esmflow.store.store import Store
 
@@ -21,10 +21,7 @@ from esmflow.store.store import Store
 def main(options: Namespace) -> None:
     results = Results(options.results)
     plan(
-        [
-            PlannedModel(ModelSpec.of(name, config), Descriptor.load(results.descriptor(name)))
-            for name, config in options.models.items()
-        ],
+        [PlannedModel.load(name, config, results.descriptor(name)) for name, config in options.models.items()],
         list(read_samples(options.samples)),
         results,
         Store(options.store),

@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
-from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
+from esmflow.planned_model import PlannedModel
 from esmflow.results import Results
 from esmflow.store.store import Store
 from esmflow.tables.status import write_status
@@ -16,10 +16,7 @@ from esmflow.tables.status import write_status
 
 def main(options: Namespace) -> None:
     results = Results(options.results)
-    models = [
-        PlannedModel(ModelSpec.of(name, config), Descriptor.load(results.descriptor(name)))
-        for name, config in options.models.items()
-    ]
+    models = [PlannedModel.load(name, config, results.descriptor(name)) for name, config in options.models.items()]
     write_status(
         results.catalog(options.sample),
         models,

@@ -2,6 +2,7 @@
 
 import argparse
 import errno
+import json
 import logging
 import os
 import signal
@@ -29,6 +30,17 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     result.add_argument("--log", type=Path, help="write the log to this file as well as to standard error")
     return result
+
+
+def add_table_options(arguments: argparse.ArgumentParser) -> None:
+    """Add the options of a command that writes a sample's values of one model: catalog, model and store."""
+    arguments.add_argument("--catalog", type=Path, required=True)
+    arguments.add_argument("--model", required=True, help="the model's name in the config")
+    arguments.add_argument(
+        "--spec", type=json.loads, required=True, help="its config, with the layers and representations alone, as JSON"
+    )
+    arguments.add_argument("--descriptor", type=Path, required=True)
+    arguments.add_argument("--store", type=Path, required=True)
 
 
 def number_or_auto(text: str) -> int | None:

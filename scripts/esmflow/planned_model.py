@@ -125,6 +125,11 @@ class PlannedModel:
     attention: str = "auto"
     """The kernel that is asked for; decides no numbers."""
 
+    @classmethod
+    def load(cls, name: str, config: Mapping[str, Any], descriptor: Path) -> "PlannedModel":
+        """The model of that name in the config, from its part of the validated config and its descriptor's file."""
+        return cls(ModelSpec.of(name, config), Descriptor.load(descriptor))
+
     @property
     def name(self) -> str:
         """Its name in the config."""

@@ -68,14 +68,18 @@ def require_contigs(samples: Mapping[str, Iterable[Fasta]], asked: Sequence[str]
         )
 
 
+def delimiter_of(header: str) -> str:
+    """What stands between the columns of a sheet, told by its header; a tab where there is one column."""
+    return next((mark for mark in "\t;," if mark in header), "\t")
+
+
 def _rows(sheet: Path) -> Iterator[tuple[str, dict[str, str]]]:
     """Where each row of a sheet stands, and its values by column; rows without any value are passed over."""
     try:
         with sheet.open(encoding="utf-8-sig", newline="") as file:
             header = next((line for line in file if line.strip()), "")
             file.seek(0)
-            delimiter = next((mark for mark in "\t;," if mark in header), "\t")
-            reader = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+            reader = csv.reader(file, delimiter=delimiter_of(header), skipinitialspace=True)
             lines = [(reader.line_num, [value.strip(" \t") for value in values]) for values in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{sheet}: sample sheet cannot be read ({error}); correct 'samples' in the config") from error

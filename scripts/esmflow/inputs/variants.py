@@ -15,6 +15,7 @@ from esmflow import database, files
 from esmflow.alphabet import AMINO_ACIDS
 from esmflow.errors import ConfigError
 from esmflow.inputs.catalog import TableWriter
+from esmflow.inputs.samples import delimiter_of
 from esmflow.refusal import refusal, with_refusal
 from esmflow.variant import Substitution, misfit, parse, residues_of
 
@@ -47,7 +48,7 @@ def read_variants(sheet: Path, samples: Collection[str]) -> pa.Table:
     try:
         with sheet.open(encoding="utf-8-sig") as file:
             header = next((line for line in file if line.strip()), "").rstrip("\r\n")
-        delimiter = next((mark for mark in "\t;," if mark in header), "\t")
+        delimiter = delimiter_of(header)
         names = [name.strip(' "').lower() for name in header.split(delimiter)]
         if missing := [name for name in _COLUMNS if names.count(name) != 1]:
             raise ConfigError(

@@ -1,6 +1,6 @@
 """The report's plots, and what they are as HTML."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from itertools import pairwise
 
@@ -66,29 +66,14 @@ def lengths_plot(samples: Mapping[str, Mapping[int, int]]) -> go.Figure:
     """Records by length, in bins of equal width on a logarithmic scale. samples: how many have each length."""
     occurring = {length for lengths in samples.values() for length in lengths} or {1}
     edges = np.geomspace(min(occurring), max(occurring) + 1, 60)
-    middles = np.sqrt(edges[:-1] * edges[1:])
     hover = [f"{np.ceil(a):,.0f} to {np.ceil(b) - 1:,.0f} residues" for a, b in pairwise(edges)]
-    figure = go.Figure()
-    for title, members in _groups(list(samples)):
+
+    def counts(members: list[str]) -> np.ndarray:
         lengths = [length for name in members for length in samples[name]]
         weights = [count for name in members for count in samples[name].values()]
-        counts, _ = np.histogram(lengths, edges, weights=weights)
-        figure.add_bar(
-            x=middles,
-            y=counts,
-            width=np.diff(edges),
-            name=title,
-            customdata=hover,
-            hovertemplate="%{customdata}: %{y:,} records",
-        )
-    return figure.update_layout(
-        **_LAYOUT,
-        barmode="stack",
-        bargap=0,
-        xaxis={"title": "length in residues", "type": "log"},
-        yaxis={"title": "records"},
-        showlegend=True,
-    )
+        return np.histogram(lengths, edges, weights=weights)[0]
+
+    return _histogram(list(samples), counts, edges, hover, "length in residues")
 
 
 def perplexity_plot(perplexities: Perplexities) -> go.Figure:
@@ -96,21 +81,34 @@ def perplexity_plot(perplexities: Perplexities) -> go.Figure:
     every = np.concatenate([np.empty(0), *perplexities.samples.values()])
     least, most = (every.min(), every.max()) if len(every) else (1.0, 20.0)
     edges = np.geomspace(least, max(most, least * 1.001), 50)
-    middles = np.sqrt(edges[:-1] * edges[1:])
     hover = [f"perplexity {a:.2f} to {b:.2f}" for a, b in pairwise(edges)]
-    figure = go.Figure()
-    for title, members in _groups(list(perplexities.samples)):
+    title = "perplexity, each residue masked in turn" if perplexities.masked else "perplexity, nothing masked"
+
+    def counts(members: list[str]) -> np.ndarray:
         values = np.concatenate([perplexities.samples[name] for name in members])
-        counts, _ = np.histogram(values.clip(edges[0], edges[-1]), edges)
+        return np.histogram(values.clip(edges[0], edges[-1]), edges)[0]
+
+    return _histogram(list(perplexities.samples), counts, edges, hover, title)
+
+
+def _histogram(
+    samples: list[str],
+    counts: Callable[[list[str]], np.ndarray],
+    edges: np.ndarray,
+    hover: Sequence[str],
+    title: str,
+) -> go.Figure:
+    """Records in bins on a logarithmic scale, of each group of samples upon the other. counts: of a group's samples."""
+    figure = go.Figure()
+    for name, members in _groups(samples):
         figure.add_bar(
-            x=middles,
-            y=counts,
+            x=np.sqrt(edges[:-1] * edges[1:]),
+            y=counts(members),
             width=np.diff(edges),
-            name=title,
+            name=name,
             customdata=hover,
             hovertemplate="%{customdata}: %{y:,} records",
         )
-    title = "perplexity, each residue masked in turn" if perplexities.masked else "perplexity, nothing masked"
     return figure.update_layout(
         **_LAYOUT,
         barmode="stack",

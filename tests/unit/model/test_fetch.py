@@ -5,11 +5,10 @@ import hashlib
 import os
 import subprocess
 import sys
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from esmflow.model.fetch import fetch
 from esmflow.model.trunk import Esm
 from esmflow.representation import Output
 from esmflow.weights_source import WheelMember
+from listening import listening
 
 SCRIPTS = ROOT / "scripts"
 NAME = "esm2_t6_8M_UR50D"
@@ -110,13 +110,8 @@ def server(checkpoint: bytes, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1")
     state = Server(checkpoint)
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler(state)) as listener:
-        state.url = f"http://127.0.0.1:{listener.server_address[1]}"
-        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with listening(handler(state)) as state.url:
         yield state
-        listener.shutdown()
-        thread.join()
 
 
 def one_line(error: BaseException) -> str:

@@ -5,10 +5,9 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -17,6 +16,7 @@ from checkpoints import assert_vectors, by_fair_esm, fair_esm_of, old_names, tra
 from esmflow.errors import ConfigError
 from esmflow.planned_model import Descriptor
 from esmflow.weights_source import HubRepository
+from listening import listening
 from workflow import ROOT
 
 REPOSITORY = "lab/esm2-tiny"
@@ -121,13 +121,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def hub(saved: Path) -> Iterator[Hub]:
     files = {path.name: path.read_bytes() for path in sorted(saved.iterdir())}
     state = Hub(files | {"README.md": CARD, "tf_model.h5": b"not needed", "pytorch_model.bin": b"not needed"})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler(state)) as listener:
-        state.url = f"http://127.0.0.1:{listener.server_address[1]}"
-        thread = threading.Thread(target=listener.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with listening(handler(state)) as state.url:
         yield state
-        listener.shutdown()
-        thread.join()
 
 
 Fetch = Callable[..., subprocess.CompletedProcess[str]]

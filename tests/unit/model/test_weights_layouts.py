@@ -89,18 +89,22 @@ def test_the_head_of_a_model_saved_without_its_tied_matrix_gives_its_logits(tmp_
     assert np.abs(embedded.values[output][0] - logits.numpy()).max() <= 1e-4
 
 
-@pytest.mark.parametrize("eps", [1e-12, 1e-6, 1e-3])
-@pytest.mark.parametrize("theta", [10000.0, 500.0])
-def test_the_config_s_epsilon_and_rotary_base_are_those_of_the_model(tmp_path: Path, eps: float, theta: float) -> None:
-    model = transformers_esm2(transformers.EsmModel, layer_norm_eps=eps, rope_theta=theta)
-    model.save_pretrained(tmp_path)
-    means = vectors(tmp_path, 3)[Output(3, "mean")]
+def assert_means_of_the_last_layer(path: Path, model: torch.nn.Module) -> None:
+    means = vectors(path, 3)[Output(3, "mean")]
     for row, sequence in enumerate(SEQUENCES):
         _, _, tokens = reference.ALPHABET.get_batch_converter()([("", sequence)])
         with torch.no_grad():
             states = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
         mean = states[0, 1:-1].mean(0).numpy()
         assert np.linalg.norm(means[row] - mean) <= 1e-5 * np.linalg.norm(mean)
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-6, 1e-3])
+@pytest.mark.parametrize("theta", [10000.0, 500.0])
+def test_the_config_s_epsilon_and_rotary_base_are_those_of_the_model(tmp_path: Path, eps: float, theta: float) -> None:
+    model = transformers_esm2(transformers.EsmModel, layer_norm_eps=eps, rope_theta=theta)
+    model.save_pretrained(tmp_path)
+    assert_means_of_the_last_layer(tmp_path, model)
     usual = tmp_path / "usual"
     shutil.copytree(tmp_path, usual)
     settings = json.loads((tmp_path / "config.json").read_text())
@@ -185,13 +189,7 @@ def test_what_config_json_alone_says_is_followed_and_keyed(tmp_path: Path, setti
     text = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(text | settings))
     model = transformers.EsmModel.from_pretrained(tmp_path).eval()
-    means = vectors(tmp_path, 3)[Output(3, "mean")]
-    for row, sequence in enumerate(SEQUENCES):
-        _, _, tokens = reference.ALPHABET.get_batch_converter()([("", sequence)])
-        with torch.no_grad():
-            states = model(input_ids=tokens, attention_mask=torch.ones_like(tokens)).last_hidden_state
-        mean = states[0, 1:-1].mean(0).numpy()
-        assert np.linalg.norm(means[row] - mean) <= 1e-5 * np.linalg.norm(mean)
+    assert_means_of_the_last_layer(tmp_path, model)
     assert weights.describe("m", tmp_path).sha256 != before.sha256
     with pytest.raises(DataError, match="changed"):
         weights.load(before)
