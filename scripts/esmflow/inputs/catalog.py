@@ -53,27 +53,23 @@ log = logging.getLogger(__name__)
 
 
 class TableWriter:
-    """Collects rows as columns and writes them as row groups, so that memory stays constant."""
+    """Collects rows and writes them as row groups, so that memory stays constant."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
         self._schema = schema
-        self._columns: list[list[object]] = [[] for _ in schema]
+        self._rows: list[tuple[object, ...]] = []
 
     def add(self, row: tuple[object, ...]) -> None:
         """Take a row."""
-        for column, value in zip(self._columns, row, strict=True):
-            column.append(value)
+        self._rows.append(row)
 
     def flush(self) -> None:
         """Write the rows that were taken."""
-        self._writer.write_batch(
-            pa.record_batch(
-                [pa.array(c, f.type) for c, f in zip(self._columns, self._schema, strict=True)], self._schema
-            )
-        )
-        for column in self._columns:
-            column.clear()
+        columns = zip(*self._rows, strict=True) if self._rows else [()] * len(self._schema)
+        arrays = [pa.array(column, field.type) for column, field in zip(columns, self._schema, strict=True)]
+        self._writer.write_batch(pa.record_batch(arrays, self._schema))
+        self._rows.clear()
 
     def close(self) -> None:
         """End the file."""

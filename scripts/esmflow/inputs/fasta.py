@@ -230,13 +230,15 @@ def clean(raw: RawRecord) -> Record:
     """
     identifier, description, flags = read_header(raw)
     residues = raw.text.encode("utf-8")
-    if residues.translate(None, RESIDUES):
+    if foreign := residues.translate(None, RESIDUES):
         residues, changes = _normalize(raw.text)
         flags += changes
+        foreign = residues.translate(None, RESIDUES)
     if _are_nucleotides(residues):
         flags.append(NUCLEOTIDES_FLAG)
-    foreign = residues.translate(None, RESIDUES)
-    reason = _refusal(identifier, residues, foreign.translate(None, _LETTERS), raw.too_long)
+    # To look for other characters where there are none takes as long as a look at a whole sequence.
+    others = foreign and foreign.translate(None, _LETTERS)
+    reason = _refusal(identifier, residues, others, raw.too_long)
     if reason is not None:
         return Record(identifier, description, b"", tuple(flags), reason)
     if foreign:
