@@ -173,6 +173,7 @@ def write_sequences(inputs: Path, work: Path, records: int, keys_per_file: int) 
     import pyarrow as pa
     import pyarrow.parquet as pq
     from esmflow.inputs.catalog import SEQUENCES
+    from esmflow.sealed import seal
 
     random = np.random.default_rng(SEED)
     (work / "sequences").mkdir()
@@ -196,8 +197,9 @@ def write_sequences(inputs: Path, work: Path, records: int, keys_per_file: int) 
             commit_keys(inputs, work, f"{files:08x}", stored[:keys_per_file], random.random((keys_per_file, 4)))
             del stored[:keys_per_file]
             files += 1
-    for writer in writers:
+    for number, writer in enumerate(writers):
         writer.close()
+        seal(work / "sequences" / f"sample{number:02d}.parquet")
 
 
 def commit_keys(inputs: Path, work: Path, name: str, keys: list[bytes], vectors: Any) -> None:
@@ -222,6 +224,7 @@ def write_table_inputs(inputs: Path, work: Path, records: int, keys_per_file: in
     import pyarrow as pa
     import pyarrow.parquet as pq
     from esmflow.inputs.catalog import CATALOG
+    from esmflow.sealed import seal
 
     random = np.random.default_rng(SEED)
     keys = np.frombuffer(random.bytes(32 * records), "V32")
@@ -236,6 +239,7 @@ def write_table_inputs(inputs: Path, work: Path, records: int, keys_per_file: in
         "flags": [""] * records,
     }
     pq.write_table(pa.table(columns, CATALOG), work / "catalog.parquet", compression="zstd", row_group_size=50_000)
+    seal(work / "catalog.parquet")
     order = random.permutation(records)
     for first in range(0, records, keys_per_file):
         own = order[first : first + keys_per_file]

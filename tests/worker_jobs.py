@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from esmflow.job import SHARD, Job, Shard
 from esmflow.planned_model import ModelSpec, PlannedModel
 from esmflow.representation import Output
+from esmflow.sealed import seal
 from esmflow.store.store import Store
 from esmflow.treatment import WHOLE
 
@@ -46,6 +47,7 @@ def make_shards(directory: Path, model: str, count: int, per_shard: int = 6, lon
         keys = [hashlib.sha256(residues).digest() for residues in own]
         file = directory / f"{model}-{number}.parquet"
         pq.write_table(pa.table({"key": keys, "residues": own}, SHARD), file)
+        seal(file)
         residues = sum(map(len, own))
         name = hashlib.sha256(f"{model} {number}".encode()).hexdigest()[:16]
         shards.append(

@@ -11,9 +11,20 @@ from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from pathlib import Path
 
-from esmflow.errors import EsmflowError, IncompleteError, WriteError
+from esmflow import files
+from esmflow.errors import DataError, EsmflowError, IncompleteError, WriteError
 
 _INTERRUPTED = "interrupted; what was committed is kept, run the same command again to go on"
+#: What passes, or is for whoever runs the machine to mend; no file is to blame.
+_PASSING = {
+    errno.EMFILE: "too many files are open; raise the limit (ulimit -n) and run again",
+    errno.ENFILE: "too many files are open on this machine; run again later",
+    errno.ENOMEM: "memory is short; give the job more and run again",
+    errno.EAGAIN: "no process or thread can be had; raise the limit (ulimit -u), or end others, and run again",
+    errno.EIO: "the disk or the network failed; run again once it is well",
+    errno.ESTALE: "the file server has lost it from sight; run again",
+    errno.ENOLCK: "the file system gives no locks; run again",
+}
 _CANNOT_WRITE = {
     errno.ENOSPC: "the disk is full; free some space and run again",
     errno.EDQUOT: "the disk quota is used up; free some space and run again",
@@ -66,14 +77,30 @@ def run(command: Callable[[argparse.Namespace], None], arguments: argparse.Argum
         _end(error)
     except KeyboardInterrupt:
         _end(IncompleteError(_INTERRUPTED))
-    except OSError as error:
-        if advice := _CANNOT_WRITE.get(error.errno or 0):
-            _end(WriteError(f"{error.filename or 'output'}: cannot be written: {advice}"))
+    except Exception as error:
+        if known := _known(error):
+            _end(known)
         logging.exception("unexpected error")
         sys.exit(1)
-    except Exception:
-        logging.exception("unexpected error")
-        sys.exit(1)
+
+
+def _known(error: Exception) -> EsmflowError | None:
+    """What the system's error is to a user; None if it is a bug."""
+    if isinstance(error, MemoryError):
+        return IncompleteError("out of memory; give the job more and run again")
+    # Python has no class for it.
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return IncompleteError(_PASSING[errno.EAGAIN])
+    if not isinstance(error, OSError):
+        return None
+    number = error.errno or 0
+    if number == errno.EACCES and error.filename and (told := files.forbidden(Path(os.fsdecode(error.filename)))):
+        return DataError(told)
+    if number in _PASSING:
+        return IncompleteError(f"{error.filename or 'a file'}: {_PASSING[number]}")
+    if number in _CANNOT_WRITE:
+        return WriteError(f"{error.filename or 'output'}: cannot be written: {_CANNOT_WRITE[number]}")
+    return None
 
 
 def _log_to(handler: logging.Handler) -> None:

@@ -37,8 +37,13 @@ def connect(target: Path) -> Iterator[duckdb.DuckDBPyConnection]:
             yield connection
     except duckdb.OutOfMemoryException as error:
         raise WriteError(
-            f"{target.parent}: cannot be written: no space for temporary files; free some and run again"
+            f"{target.parent}: cannot be written: no space for temporary files, or no memory; free some and run again"
         ) from error
+    except RuntimeError as error:
+        # So DuckDB says that a signal was answered by KeyboardInterrupt while it was at work.
+        if str(error) == "Query interrupted":
+            raise KeyboardInterrupt from error
+        raise
     except duckdb.Error as error:
         # The base class itself stands for the damaged header of a page.
         if type(error) is not duckdb.Error:

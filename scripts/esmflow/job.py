@@ -1,14 +1,16 @@
 """A worker job: what the plan writes and the worker reads."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from esmflow import files
+from esmflow import files, sealed
 from esmflow.planned_model import PlannedModel, Space
 from esmflow.representation import Output
+from esmflow.sealed import MalformedError
 from esmflow.treatment import Treatment
 
 #: A shard's file: the keys and residues of its sequences, in order of the samples.
@@ -16,9 +18,17 @@ SHARD = pa.schema([pa.field("key", pa.binary(32), nullable=False), pa.field("res
 
 
 def read_shard(file: Path, first: int, stop: int) -> tuple[pa.Array, list[bytes]]:
-    """Keys, binary(32), and residues of the sequences first..stop-1 of a shard's file."""
+    """Keys, binary(32), and residues of the sequences first..stop-1 of a shard's file.
+
+    Raises DamagedError if it is not as the plan wrote it, or has a key that is not of its sequence.
+    """
+    sealed.check(file)
     table = pq.ParquetFile(file).read(SHARD.names).slice(first, stop - first)
-    return table["key"].combine_chunks(), table["residues"].to_pylist()
+    keys, residues = table["key"].combine_chunks(), table["residues"].to_pylist()
+    for key, sequence in zip(keys.to_pylist(), residues, strict=True):
+        if hashlib.sha256(sequence).digest() != key:
+            raise MalformedError(f"the key {key.hex()} is not that of its sequence")
+    return keys, residues
 
 
 @dataclass(frozen=True)
@@ -64,4 +74,4 @@ class Job:
     @classmethod
     def load(cls, path: Path) -> "Job":
         """Read a job written by `save`. Raises DataError if it is damaged."""
-        return files.read_json(path, cls)
+        return files.read_json(path, cls, "run again with --forcerun plan")

@@ -115,4 +115,4 @@ class Receipt:
     @classmethod
     def load(cls, path: Path) -> "Receipt":
         """Read a receipt written by `save`. Raises DataError if it is damaged."""
-        return files.read_json(path, cls)
+        return files.read_json(path, cls, "delete it and run again with --forcerun plan")

@@ -5,6 +5,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from esmflow.sealed import whole
+
 _KEY = b"refused"
 
 
@@ -14,6 +16,9 @@ def with_refusal(schema: pa.Schema, line: str) -> pa.Schema:
 
 
 def refusal(path: Path) -> str | None:
-    """Why the sample of this catalog, or file of sequences, was refused; None if it was not."""
-    line = (pq.read_schema(path).metadata or {}).get(_KEY)
+    """Why the sample of this catalog, or file of sequences, was refused; None if it was not.
+
+    Raises DataError if the file is damaged.
+    """
+    line = (pq.read_schema(whole(path)).metadata or {}).get(_KEY)
     return None if line is None else line.decode()

@@ -62,4 +62,4 @@ class RunPlan:
     @classmethod
     def load(cls, path: Path) -> "RunPlan":
         """Read a plan written by `save`. Raises DataError if it is damaged."""
-        return files.read_json(path, cls)
+        return files.read_json(path, cls, f"delete {path.parent} and run again")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pyarrow.parquet as pq
 
 from esmflow.alphabet import AMINO_ACIDS
+from esmflow.sealed import whole
 
 _ROWS = 10_000
 #: The names of three letters of the 20 amino acids, in their order, and of what else stands in sequences.
@@ -64,7 +65,7 @@ def misfit(substitutions: Sequence[Substitution], residues: bytes) -> str | None
 def residues_of(sequences: Path, keys: Collection[bytes]) -> dict[bytes, bytes]:
     """The residues of the proteins with these keys, from a sample's file of sequences."""
     residues: dict[bytes, bytes] = {}
-    with pq.ParquetFile(sequences, pre_buffer=False) as file:
+    with pq.ParquetFile(whole(sequences), pre_buffer=False) as file:
         for rows in file.iter_batches(_ROWS, columns=["key", "residues"]):
             pairs = zip(rows["key"].to_pylist(), rows["residues"].to_pylist(), strict=True)
             residues.update((key, value) for key, value in pairs if key in keys)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from esmflow.store.seal import open_file
+from esmflow.sealed import open_file
 from workflow import DEADLINE, LAYERS, MAX_LENGTH, MODEL, Baseline, Vectors, Workspace, matrix, plain, worst_error
 
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 
 LIBRARY = ROOT / "scripts" / "esmflow"
-GROUND = {"errors", "files", "progress", "command", "database"}
+GROUND = {"errors", "files", "progress", "command", "database", "sealed"}
 #: What each room may import besides itself.
 STANDS_ON = {
     "ground": set(),

@@ -15,6 +15,7 @@ from esmflow.inputs.kinds import KINDS
 from esmflow.origin import ANOTHER_CONTIG
 from esmflow.progress import Progress
 from esmflow.refusal import refusal, with_refusal
+from esmflow.sealed import DamagedError, check, seal
 
 CATALOG = pa.schema(
     [
@@ -56,8 +57,8 @@ class TableWriter:
     """Collects rows and writes them as row groups, so that memory stays constant."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._path, self._schema = path, schema
         self._writer = pq.ParquetWriter(path, schema, compression="zstd")
-        self._schema = schema
         self._rows: list[tuple[object, ...]] = []
 
     def add(self, row: tuple[object, ...]) -> None:
@@ -72,8 +73,9 @@ class TableWriter:
         self._rows.clear()
 
     def close(self) -> None:
-        """End the file."""
+        """End the file, and seal it."""
         self._writer.close()
+        seal(self._path)
 
 
 def ingest(sample: str, fastas: Iterable[Fasta], catalog: Path, sequences: Path, *, fail_on_invalid: bool) -> None:
@@ -95,7 +97,7 @@ def refuse(error: DataError, catalog: Path, sequences: Path) -> None:
     """Write a catalog and a file of sequences without rows that tell why the sample cannot be used."""
     for path, schema in ((catalog, CATALOG), (sequences, SEQUENCES)):
         with files.atomic(path) as temporary:
-            pq.write_table(with_refusal(schema, str(error)).empty_table(), temporary)
+            TableWriter(temporary, with_refusal(schema, str(error))).close()
     log.warning("left out: %s", error)
 
 
@@ -163,8 +165,9 @@ def _ingest(sample: str, fastas: Iterable[Fasta], catalog: Path, sequences: Path
 def keys_of(catalog: Path, identifier: str) -> list[tuple[bytes, int]]:
     """Key and length of the sequences that bear an ID in a catalog. Raises DataError if there are none."""
     try:
+        check(catalog)
         table = pq.read_table(catalog, columns=["key", "length", "reason"], filters=[("id", "=", identifier)])
-    except (pa.ArrowException, OSError) as error:
+    except (DamagedError, pa.ArrowException, OSError) as error:
         raise DataError(f"{catalog}: cannot be read as a catalog; give results/catalog/SAMPLE.parquet") from error
     if line := refusal(catalog):
         raise DataError(line)

@@ -17,6 +17,7 @@ from esmflow.inputs.catalog import TableWriter
 from esmflow.masking import masked_copies
 from esmflow.planned_model import ModelSpec
 from esmflow.refusal import refusal, with_refusal
+from esmflow.sealed import whole
 
 #: What a catalog has, and the residues, of each copy; then of which sequence it is a copy, which position is masked,
 #: and which of the 20 amino acids is there, or -1.
@@ -74,7 +75,7 @@ def write_masked(sequences: Path, spec: ModelSpec, target: Path, mutants: Path |
 def _unique(sequences: Path) -> Iterator[tuple[bytes, bytes]]:
     """Key and residues of each sequence of a sample's file, once."""
     seen: set[bytes] = set()
-    with pq.ParquetFile(sequences, pre_buffer=False) as file:
+    with pq.ParquetFile(whole(sequences), pre_buffer=False) as file:
         for rows in file.iter_batches(_ROWS, columns=["key", "residues"]):
             for key, residues in zip(rows["key"].to_pylist(), rows["residues"].to_pylist(), strict=True):
                 if key not in seen:
@@ -85,7 +86,7 @@ def _unique(sequences: Path) -> Iterator[tuple[bytes, bytes]]:
 def _named(mutants: Path) -> dict[bytes, list[int]]:
     """The positions that variants name in each sequence, ascending."""
     named: dict[bytes, set[int]] = {}
-    with pq.ParquetFile(mutants) as file:
+    with pq.ParquetFile(whole(mutants)) as file:
         for rows in file.iter_batches(columns=["key", "reason", "positions"]):
             scorable = rows.filter(pc.is_null(rows["reason"]))
             for key, positions in zip(scorable["key"].to_pylist(), scorable["positions"].to_pylist(), strict=True):

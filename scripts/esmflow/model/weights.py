@@ -70,13 +70,16 @@ def load(descriptor: Descriptor) -> Checkpoint:
 
 
 def require_unchanged(descriptor: Descriptor) -> None:
-    """Raise DataError unless the weights are there, and those that the descriptor tells of."""
+    """Read the weights whole; raise DataError unless they are those that the descriptor tells of, to the last bit."""
     parts, of_adapter = _files(descriptor)
     if absent := [part for part in [*parts, *of_adapter] if not part.exists()]:
         raise DataError(f"{absent[0]}: weights are missing; run again with --forcerun fetch_model")
-    if stamp([*parts, *of_adapter]) == descriptor.stamp:
-        return
     if digest(parts, of_adapter, descriptor.settings) != descriptor.sha256:
+        if stamp([*parts, *of_adapter]) == descriptor.stamp:
+            raise DataError(
+                f"{parts[0]}: weights are damaged: their SHA-256 is another than when they were fetched, though nobody "
+                "wrote to them; delete them, bring them again and run again with --forcerun fetch_model"
+            )
         raise _changed(parts[0])
 
 

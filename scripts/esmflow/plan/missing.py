@@ -17,7 +17,8 @@ from esmflow import database
 from esmflow.job import SHARD
 from esmflow.planned_model import PlannedModel
 from esmflow.representation import Output
-from esmflow.store.seal import damaged
+from esmflow.sealed import whole
+from esmflow.store.quarantine import failed
 from esmflow.store.store import Store, mark_used, needs_mark
 from esmflow.treatment import WHOLE, Treatment
 
@@ -67,12 +68,12 @@ class WorkList:
     ) -> None:
         """`sequences` has a file for each sample; with files `only`, what none of them has in `key` is left out.
 
-        Raises DataError, by `database.connect`, if a file is damaged.
+        Raises DataError if a file is damaged.
         """
         self._connection = connection
         # What streams from a connection ends when the same is asked for something else.
         self._noting = connection.cursor()
-        self._samples, self._paths = list(sequences), list(sequences.values())
+        self._samples, self._paths = list(sequences), list(map(whole, sequences.values()))
         connection.execute(
             f"""
             CREATE TABLE entry AS
@@ -85,7 +86,7 @@ class WorkList:
             [
                 [str(path.absolute()) for path in self._paths],
                 list(map(database.literal, self._paths)),
-                *([list(map(database.literal, only))] if only else []),
+                *([[database.literal(whole(path)) for path in only]] if only else []),
             ],
         )
         connection.execute(
@@ -207,7 +208,7 @@ class WorkList:
                 for (path,) in used:
                     mark_used(Path(path))
         except database.UNREADABLE as error:
-            raise damaged(group.paths[0].parent, error) from error
+            raise failed(group.paths, error) from error
 
 
 def _parameters(batch: Batch) -> list[object]:

@@ -16,6 +16,7 @@ from esmflow.job import SHARD, Shard
 from esmflow.plan.missing import Batch, WorkList
 from esmflow.planned_model import PlannedModel
 from esmflow.results import Results
+from esmflow.sealed import seal
 
 #: A shard's vectors are held in memory until it is committed.
 _MAX_BYTES = 256 << 20
@@ -103,6 +104,7 @@ class _ShardWriter:
 
     def finish(self, work_list: WorkList, results: Results) -> Shard:
         self._writer.close()
+        seal(self._path)
         name = self._digest.hexdigest()[:16]
         file = results.shard(name)
         self._path.rename(self._path.with_name(file.name))

@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from esmflow import database
-from esmflow.errors import DataError, IncompleteError
+from esmflow.errors import DataError
 from esmflow.progress import Progress
 from esmflow.representation import Output
-from esmflow.store.seal import QUARANTINE, check_bytes, damaged, open_file, reading
-from esmflow.store.store import metadata_of
+from esmflow.sealed import DamagedError, MalformedError, check, open_file
+from esmflow.store.quarantine import QUARANTINE, SetAsideError, reading
+from esmflow.store.store import committed, metadata_of
 from esmflow.treatment import Treatment
 
 _ROWS = 1024
@@ -49,7 +50,7 @@ def paths(store: Path) -> list[Path]:
     """All committed files of a store. Raises DataError if there is no store."""
     if not store.is_dir():
         raise DataError(f"{store}: no such store; give the directory that 'store' names in the config")
-    return sorted(store.glob("embeddings/*/*/[!.]*.parquet"))
+    return committed(store / "embeddings")
 
 
 def entries(store: Path, model: str | None = None) -> Iterator[Entry]:
@@ -62,8 +63,10 @@ def entries(store: Path, model: str | None = None) -> Iterator[Entry]:
             entry = _entry(path)
         except FileNotFoundError:
             continue  # Another process removed it.
-        except (pa.ArrowException, OSError) as error:
-            raise damaged(path, error) from error
+        except DamagedError as error:
+            raise DataError(
+                f"{path}: is damaged ({error}); run store.py verify, which sets it aside, and snakemake again"
+            ) from error
         if model in (None, entry.model, entry.weights):
             yield entry
 
@@ -97,7 +100,7 @@ def verify(store: Path) -> None:
             whole += 1
         except FileNotFoundError:
             continue  # Another process removed it.
-        except IncompleteError:
+        except SetAsideError:
             lost += sequences or 0
             unknown += sequences is None
         progress.report(f"{number:,} of {len(names):,} files")
@@ -195,12 +198,12 @@ def _entry(path: Path) -> Entry:
 
 
 def _check(path: Path) -> None:
-    """Raise ArrowInvalid if a store file is not as it was committed, or was wrong even then."""
-    check_bytes(path)
+    """Raise DamagedError if a store file is not as it was committed, or was wrong even then."""
+    check(path)
     with open_file(path) as file:
         outputs = [name for name in file.schema_arrow.names if name.startswith("layer")]
         if file.schema_arrow.field("key").type != pa.binary(32):
-            raise pa.ArrowInvalid("its keys are not of 32 bytes")
+            raise MalformedError("its keys are not of 32 bytes")
         keys: set[bytes] = set()
         rows = 0
         for batch in file.iter_batches(_ROWS):
@@ -210,6 +213,6 @@ def _check(path: Path) -> None:
             for name in outputs:
                 numbers = embedded[name].flatten()
                 if numbers.null_count or not np.isfinite(numbers.to_numpy(zero_copy_only=False)).all():
-                    raise pa.ArrowInvalid(f"{name} has values that are not finite")
+                    raise MalformedError(f"{name} has values that are not finite")
     if not rows == len(keys) == file.metadata.num_rows:
-        raise pa.ArrowInvalid(f"it has {rows} rows, {len(keys)} keys and says {file.metadata.num_rows}")
+        raise MalformedError(f"it has {rows} rows, {len(keys)} keys and says {file.metadata.num_rows}")

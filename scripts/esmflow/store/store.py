@@ -9,8 +9,9 @@ The time of change of a file is that of its last use.
 """
 
 import os
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,10 +22,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esmflow import __version__, files
-from esmflow.errors import IncompleteError
+from esmflow.errors import WriteError
 from esmflow.planned_model import Space
 from esmflow.representation import Output
-from esmflow.store.seal import open_file, reading, seal
+from esmflow.sealed import open_file, seal
+from esmflow.store.quarantine import SetAsideError, reading
 
 #: How exact the time of a file's last use is, in seconds; what was used just before is not touched again.
 _USE_INTERVAL = 24 * 3600
@@ -58,23 +60,55 @@ class Store:
                     for _ in file.iter_batches():
                         pass
                 return True
-        except IncompleteError:
+        except (SetAsideError, FileNotFoundError):
             pass
         return False
 
     def files(self, space: Space) -> list[StoreFile]:
         """All committed shards of a space, by name. One whose footer, keys or reasons are damaged is set aside."""
         result = []
-        for path in sorted((self.root / space.directory).glob("[!.]*.parquet")):
+        for path in committed(self.root / space.directory):
             try:
                 with reading(path), open_file(path) as file:
                     file.read(["key", "reason"])
                     schema = file.schema_arrow
-            except (IncompleteError, FileNotFoundError):
+            except (SetAsideError, FileNotFoundError):
                 continue  # Damaged, or removed by another process since it was listed.
             outputs = frozenset(Output.parse(name) for name in schema.names if name.startswith("layer"))
             result.append(StoreFile(path, outputs, metadata_of(schema)))
         return result
+
+    def require_writable(self, spaces: Iterable[Space]) -> None:
+        """Raise WriteError unless shards can be committed to these spaces, which is tried with an empty file."""
+        for directory in [self.root / space.directory for space in spaces]:
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=directory).close()
+            except OSError as error:
+                raise WriteError(
+                    f"{directory}: cannot be written ({error.strerror}); let its owner open it to you "
+                    "(chmod g+rwxs, umask 002), or set 'store' to a place of your own"
+                ) from error
+
+    def sweep(self, spaces: Iterable[Space]) -> None:
+        """Remove from these spaces what killed processes left: temporary files and parts of shards."""
+        for space in spaces:
+            files.sweep(self.root / space.directory)
+
+
+def committed(directory: Path) -> list[Path]:
+    """The store files in a directory and below it, sorted. Raises OSError if one of these cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    return sorted(
+        Path(parent, name)
+        for parent, _, names in os.walk(directory, onerror=refuse)
+        for name in names
+        if name.endswith(".parquet") and not name.startswith(".")
+    )
 
 
 #: How files of vectors are written: floats do not compress, and each page carries a checksum.
@@ -118,7 +152,9 @@ def merge(path: Path, parts: Sequence[Path]) -> None:
     for part in parts:
         with open_file(part) as file:
             tables.append(file.read())
-    _commit(path, pa.concat_tables(tables).replace_schema_metadata(tables[0].schema.metadata))
+    # A part that was skipped does not tell what the others were computed with.
+    metadata = {name: value for table in tables for name, value in table.schema.metadata.items()}
+    _commit(path, pa.concat_tables(tables).replace_schema_metadata(metadata))
     for part in parts:
         part.unlink(missing_ok=True)
 

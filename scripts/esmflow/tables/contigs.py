@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from esmflow import files
 from esmflow.errors import DataError
 from esmflow.origin import ANOTHER_CONTIG
+from esmflow.sealed import whole
 from esmflow.store.store import VECTOR_FILE
 from esmflow.tables.ordered import OrderedRecords
 
@@ -58,7 +59,7 @@ def _contigs(catalog: Path) -> Iterator[tuple[str, int, int]]:
     """The ID of each contig, the index of its first record and that behind its last; not those of proteins."""
     current: str | None = None
     first = index = -1
-    with pq.ParquetFile(catalog) as file:
+    with pq.ParquetFile(whole(catalog)) as file:
         if "contig" not in file.schema_arrow.names:
             raise DataError(f"{catalog}: its sample has no contigs; give that of a sample that has some")
         for batch in file.iter_batches(_ROWS, columns=["index", "contig", "flags"]):

@@ -261,13 +261,14 @@ def write_gff(catalog: Path, target: Path) -> None:
     `partial`; frames of chunks are `ORF`. Raises DataError for a catalog without contigs.
     """
     from esmflow import database
+    from esmflow.sealed import whole
 
     with (
         database.connect(target) as connection,
         files.atomic(target) as temporary,
         temporary.open("w", encoding="utf-8", newline="\n") as file,
     ):
-        records = connection.read_parquet(database.literal(catalog), hive_partitioning=False)
+        records = connection.read_parquet(database.literal(whole(catalog)), hive_partitioning=False)
         if "contig" not in records.columns:
             raise DataError(f"{catalog}: its sample has no contigs; give that of a sample that has some")
         fragments = records.filter("status = 'valid' AND \"start\" IS NOT NULL")

@@ -12,7 +12,8 @@ from esmflow.errors import DataError, IncompleteError
 from esmflow.planned_model import PlannedModel
 from esmflow.refusal import refusal
 from esmflow.representation import Output
-from esmflow.store.seal import damaged, open_file, reading
+from esmflow.sealed import MalformedError, open_file
+from esmflow.store.quarantine import failed, reading
 from esmflow.store.store import Store, StoreFile
 from esmflow.treatment import WHOLE
 
@@ -36,8 +37,8 @@ class LocatedRecords:
     ) -> None:
         """Join catalog and store, in a table of the connection.
 
-        Raises IncompleteError unless records = embedded + skipped, DataError if the sample was refused or the store is
-        damaged.
+        Raises IncompleteError unless records = embedded + skipped, DataError if the sample was refused or its catalog
+        is damaged.
         """
         if line := refusal(catalog):
             raise DataError(line)
@@ -83,9 +84,12 @@ class LocatedRecords:
 
     @property
     def provenance(self) -> dict[str, str]:
-        """The metadata of a table: what made its numbers."""
+        """The metadata of a table: what made the numbers of its records."""
+        numbers = self.embedded.project("place >> 32 AS file").distinct().fetchnumpy()["file"]
+        files = [self._files[number] for number in numbers.tolist()]
         used = {
-            name: ",".join(sorted({file.metadata[name] for file in self._files})) for name in ("precision", "attention")
+            name: ",".join(sorted({file.metadata[name] for file in files if name in file.metadata}))
+            for name in ("precision", "attention")
         }
         return self._model.provenance(self._output) | used
 
@@ -141,7 +145,7 @@ class LocatedRecords:
                         ],
                     )
                 except database.UNREADABLE as error:
-                    raise damaged(files[0].path.parent, error) from error
+                    raise failed([file.path for file in files], error) from error
             self._files += files
 
     def _require_complete(self, catalog: Path) -> None:
@@ -171,4 +175,4 @@ class LocatedRecords:
                     yield begin, batch.column(0)
                     begin += len(batch)
                 if begin != end:
-                    raise pa.ArrowInvalid(f"{end - begin} rows are missing")
+                    raise MalformedError(f"{end - begin} rows are missing")

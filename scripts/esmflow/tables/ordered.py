@@ -15,6 +15,7 @@ import pyarrow as pa
 from esmflow import database
 from esmflow.planned_model import PlannedModel
 from esmflow.representation import Output
+from esmflow.sealed import whole
 from esmflow.store.store import Store, metadata_for
 from esmflow.tables.located import LocatedRecords
 from esmflow.treatment import WHOLE
@@ -44,7 +45,7 @@ class OrderedRecords:
         records = connection.read_parquet(database.literal(catalog), hive_partitioning=False).set_alias("records")
         sizes = connection.from_arrow(_sizes(records, model, list(scratch))).set_alias("sizes")
         if sequences:
-            residues = connection.read_parquet(database.literal(sequences), hive_partitioning=False)
+            residues = connection.read_parquet(database.literal(whole(sequences)), hive_partitioning=False)
             records = records.join(residues.project("key, md5(residues) AS md5").distinct().set_alias("hashes"), "key")
         for number, output in enumerate(scratch):
             places = located[output].embedded.project(f"index, place AS place{number}")

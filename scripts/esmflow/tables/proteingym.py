@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from esmflow import files
 from esmflow.alphabet import AMINO_ACIDS
+from esmflow.sealed import whole
 from esmflow.tables.exports import safe_name
 from esmflow.variant import residues_of
 
@@ -24,7 +25,7 @@ def write_proteingym(mutants: Path, table: Path, sequences: Path, directory: Pat
     the name of the file; a second sequence of the same ID gets `{id}%-2.csv`. mutants, sequences: what the table was
     made from, and the residues of the sample.
     """
-    lines = pq.read_table(mutants, columns=["id", "key", "positions", "letters"])
+    lines = pq.read_table(whole(mutants), columns=["id", "key", "positions", "letters"])
     scores = pq.read_table(table)
     names = scores.column_names[2:-1]
     proteins: dict[tuple[str, bytes], list[int]] = {}

@@ -19,6 +19,7 @@ from esmflow import database, files
 from esmflow.alphabet import AMINO_ACIDS
 from esmflow.errors import IncompleteError
 from esmflow.planned_model import PlannedModel
+from esmflow.sealed import whole
 from esmflow.store.store import Store, metadata_for
 from esmflow.tables.located import LocatedRecords
 from esmflow.tables.masked import masked_values
@@ -48,7 +49,7 @@ class _Substitutions:
     @classmethod
     def read(cls, path: Path) -> "_Substitutions":
         """All of them; lines that were refused have none."""
-        table = pq.read_table(path, columns=["positions", "letters"])
+        table = pq.read_table(whole(path), columns=["positions", "letters"])
         counts = pc.list_value_length(table["positions"]).to_numpy()
         position, letter = (
             pc.list_flatten(table[name]).to_numpy().astype(np.int64) for name in ("positions", "letters")
@@ -80,7 +81,7 @@ def write_variants(
     of them is null. A reason that does not hold for all models names its model. copies: for each model the list of
     the sample's masked copies. Raises IncompleteError if a line has neither all scores nor a reason.
     """
-    lines = pq.read_table(mutants, columns=["id", "mutant", "reason"])
+    lines = pq.read_table(whole(mutants), columns=["id", "mutant", "reason"])
     refused = {line: reason for line, reason in enumerate(lines["reason"].to_pylist()) if reason}
     scores: dict[str, np.ndarray] = {}
     reasons: dict[str, dict[int, str]] = {}

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from esmflow.engine.figures import Figures
-from esmflow.job import Shard
+from esmflow.job import Shard, read_shard
 from esmflow.planned_model import PlannedModel
 from esmflow.receipt import ModelUse
+from esmflow.store.quarantine import SetAsideError, reading
 
 if TYPE_CHECKING:
     from esmflow.worker.process import Embedder
@@ -63,6 +66,15 @@ class EmbedShard:
     def cost(self) -> float:
         """FLOPs, about."""
         return self.shard.cost * (self.stop - self.first) / self.shard.sequences
+
+    def read(self) -> tuple[pa.Array, list[bytes]]:
+        """Keys, binary(32), and residues. Raises IncompleteError if the shard's file is damaged, or gone."""
+        file = Path(self.shard.file)
+        try:
+            with reading(file, store=self.target.parents[3]):
+                return read_shard(file, self.first, self.stop)
+        except FileNotFoundError as error:
+            raise SetAsideError(f"{file}: is gone; run again with --forcerun plan") from error
 
     def run(self, embedder: "Embedder") -> Future[ShardDone]:
         """Returns what `Embedder.embed` does."""

@@ -9,11 +9,10 @@ import logging
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from esmflow.job import Shard, read_shard
+from esmflow.job import Shard
 from esmflow.store.store import Store, commit, merge
 from esmflow.worker.messages import EmbedShard
 from esmflow.worker.pool import ProcessDiedError
@@ -101,6 +100,6 @@ class Parts:
 
     def _skip(self, task: EmbedShard, reason: str) -> None:
         shard, model = task.shard, task.model
-        keys, _ = read_shard(Path(shard.file), task.first, task.stop)
+        keys, _ = task.read()
         nothing = {output: [np.zeros(output.kind.shape(0, model.architecture), np.float32)] for output in shard.outputs}
         commit(task.target, keys, [reason], nothing, {"model": model.name, "weights_sha256": model.descriptor.sha256})

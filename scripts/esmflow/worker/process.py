@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,6 @@ from esmflow.engine.device import usable_gpu
 from esmflow.engine.engine import Engine
 from esmflow.engine.figures import Figures
 from esmflow.engine.self_check import self_check
-from esmflow.job import read_shard
 from esmflow.model import weights
 from esmflow.model.trunk import Esm
 from esmflow.planned_model import PlannedModel
@@ -64,7 +62,7 @@ class Embedder:
         engine, ready = resident.engine, time.monotonic()
         engine.figures = figures = Figures()
         shard = task.shard
-        keys, sequences = read_shard(Path(shard.file), task.first, task.stop)
+        keys, sequences = task.read()
         engine.submit(sequences, shard.outputs, shard.treatment, progress.add)
         [(_, embedded)] = engine.drain()
         resident.check = resident.check or self_check(engine, sequences, shard.outputs, shard.treatment, embedded)

@@ -10,11 +10,13 @@ from pathlib import Path
 
 from esmflow import __version__, files
 from esmflow.engine.figures import Figures
+from esmflow.errors import IncompleteError
 from esmflow.heartbeat import Heartbeat, ShardInHand
 from esmflow.job import Job, Shard
 from esmflow.progress import WorkProgress
 from esmflow.receipt import CommittedShard, JobFigures, ModelUse, Receipt, SelfCheck, SkippedSequence
-from esmflow.store.seal import open_file, reading
+from esmflow.sealed import open_file
+from esmflow.store.quarantine import reading
 from esmflow.store.store import Store
 from esmflow.worker.messages import ProcessFigures, ShardDone, ShardProgress
 
@@ -136,15 +138,19 @@ class Tally:
         shards, skipped = [], []
         for shard in self._job.shards:
             path = store.path(self._job.space(shard), shard.name)
-            with reading(path), open_file(path) as file:
-                table = file.read(["key", "reason"])
+            try:
+                with reading(path), open_file(path) as file:
+                    table = file.read(["key", "reason"])
+                checksum = files.sha256(path)
+            except FileNotFoundError as error:
+                raise IncompleteError(f"{path}: store file is gone since it was committed; run again") from error
             without = table.filter(table["reason"].is_valid()).to_pylist()
             skipped += [SkippedSequence(row["key"].hex(), row["reason"]) for row in without]
             shards.append(
                 CommittedShard(
                     shard.name,
                     str(path.relative_to(store.root)),
-                    files.sha256(path),
+                    checksum,
                     shard.model,
                     [str(output) for output in shard.outputs],
                     shard.sequences,

@@ -12,6 +12,7 @@ from types import FrameType
 
 from esmflow.errors import EsmflowError, IncompleteError
 from esmflow.job import Job
+from esmflow.store.quarantine import SetAsideError
 from esmflow.store.store import Store
 from esmflow.worker.heartbeat import Heart
 from esmflow.worker.messages import EmbedShard, ShardDone, ShardProgress
@@ -124,9 +125,12 @@ class Worker:
                 if shard := self._parts.died(part, error):
                     self.tally.committed(shard)
             except EsmflowError as error:
-                log.warning("the shards of model %s are left: %s", part.task.model.name, error)
                 self._failed = self._failed or error
-                self._parts.leave(part.task.model.name)
+                if isinstance(error, SetAsideError):
+                    log.warning("shard %s is left: %s", part.task.shard.name, error)
+                else:
+                    log.warning("the shards of model %s are left: %s", part.task.model.name, error)
+                    self._parts.leave(part.task.model.name)
 
     def _commit(self, part: Part) -> None:
         if shard := self._parts.committed(part):

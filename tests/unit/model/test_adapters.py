@@ -1,6 +1,7 @@
 """LoRA adapters: merged, they give the vectors of PEFT's merged model; what cannot be merged is refused by name."""
 
 import json
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -123,6 +124,14 @@ def test_merged_weights_have_a_hash_of_their_own_that_tells_of_each_file(copied:
     change_config(adapter, lora_alpha=17)
     assert weights.describe("m", base, adapter).sha256 != descriptor.sha256
     with pytest.raises(weights.DataError, match="changed"):
+        weights.require_unchanged(descriptor)
+    descriptor = weights.describe("m", base, adapter)
+    [part] = map(Path, descriptor.files)
+    times, content = part.stat(), bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
+    os.utime(part, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(weights.DataError, match=r"damaged: .* --forcerun fetch_model"):
         weights.require_unchanged(descriptor)
     (adapter / "adapter_model.safetensors").unlink()
     with pytest.raises(weights.DataError, match=r"adapter_model\.safetensors"):

@@ -19,6 +19,7 @@ from esmflow.planned_model import ModelSpec, PlannedModel
 from esmflow.representation import Output
 from esmflow.results import Results
 from esmflow.run_plan import RunPlan
+from esmflow.sealed import seal
 from esmflow.store import store
 from esmflow.store.store import Store
 from esmflow.treatment import WHOLE, Treatment
@@ -70,6 +71,7 @@ class World:
             }
             results.sequences(sample).parent.mkdir(parents=True, exist_ok=True)
             pq.write_table(pa.table(rows, SEQUENCES), results.sequences(sample))
+            seal(results.sequences(sample))
         plan([self.model], list(self.samples), results, Store(self.root / "store"), sizes)
         return [Job.load(path) for path in sorted(results.job("any").parent.iterdir())]
 

@@ -1,6 +1,10 @@
 """What the store gives back: what was committed, whole, or nothing."""
 
+import errno
 import random
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +22,8 @@ from esmflow.inputs.samples import Fasta
 from esmflow.job import Job, Shard
 from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
 from esmflow.representation import Output
+from esmflow.sealed import DamagedError
+from esmflow.store.quarantine import reading
 from esmflow.store.store import Store, commit
 from esmflow.tables.features import write_table
 from esmflow.treatment import WHOLE
@@ -147,3 +153,50 @@ def test_no_space_to_spill_is_told_as_what_it_is(tmp_path: Path) -> None:
     with pytest.raises(WriteError, match="no space for temporary files"):
         sort_a_million(tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def open_files(limit: int) -> Iterator[None]:
+    """As if no more than so many could be open."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_too_few_open_files_blame_no_store_file(held: Held) -> None:
+    for number in range(4):
+        commit_all(held, f"more{number}", [None] * len(RESIDUES))
+    expected, whole = held.table(), sorted(held.file.parent.iterdir())
+    told = []
+    for limit in range(3, 60, 4):
+        with open_files(limit):
+            try:
+                held.table()
+            except (IncompleteError, WriteError, OSError) as error:
+                told.append(str(error))
+        assert sorted(held.file.parent.iterdir()) == whole, limit
+    assert len(told) > 3
+    assert not any("delete" in text for text in told)
+    assert held.table().equals(expected)
+
+
+@pytest.mark.parametrize("error", [pa.ArrowMemoryError("malloc"), OSError(errno.EIO, "input"), MemoryError()])
+def test_what_fails_of_a_whole_file_is_raised_as_it_is(held: Held, error: Exception) -> None:
+    with pytest.raises(type(error)), reading(held.file):
+        raise error
+    assert held.file.exists()
+
+
+def test_a_thread_that_arrow_does_not_get_blames_no_store_file(held: Held) -> None:
+    with pytest.raises(IncompleteError, match=r"could not be read .* nothing there is damaged"), reading(held.file):
+        raise pa.ArrowException("Failed to launch worker thread: Resource temporarily unavailable")
+    assert held.file.exists()
+
+
+def test_a_file_that_only_seemed_damaged_stays(held: Held) -> None:
+    with pytest.raises(IncompleteError, match="nothing there is damaged"), reading(held.file):
+        raise DamagedError("the footer has another checksum")
+    assert held.file.exists()

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from esmflow.origin import ANOTHER_CONTIG
+from esmflow.sealed import seal
 from esmflow.tables import contigs
 
 EMBED_DIM = 5
@@ -56,6 +57,7 @@ def test_a_contig_s_vectors_are_pooled_as_pandas_does(
     monkeypatch.setattr(contigs, "_ROWS", draw.choice([1, 7, 1000]))
     monkeypatch.setattr(contigs, "_GROUP_BYTES", draw.choice([1, 200, 1 << 20]))
     pq.write_table(pa.Table.from_pandas(catalog[["index", "contig", "flags"]]), tmp_path / "catalog.parquet")
+    seal(tmp_path / "catalog.parquet")
     embedded = catalog[[draw.random() < 0.7 for _ in range(len(catalog))]]
     vectors = np.random.default_rng(seed).normal(size=(len(embedded), EMBED_DIM)).astype(np.float32)
     records = Records(embedded["index"].to_numpy(), vectors, [draw.choice([1, 3, 50]) for _ in catalog.index])
@@ -80,6 +82,7 @@ def test_a_contig_s_vectors_are_pooled_as_pandas_does(
 
 def test_only_what_is_asked_for_is_there(tmp_path: Path) -> None:
     pq.write_table(pa.table({"index": [0], "contig": ["a"], "flags": [""]}), tmp_path / "catalog.parquet")
+    seal(tmp_path / "catalog.parquet")
     records = Records(np.array([0]), np.ones((1, EMBED_DIM), np.float32), [1])
     contigs.write_contigs(records, tmp_path / "catalog.parquet", ["mean"], tmp_path / "t.parquet")  # type: ignore[arg-type]
     assert pq.read_table(tmp_path / "t.parquet").to_pylist() == [

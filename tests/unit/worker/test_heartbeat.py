@@ -31,7 +31,7 @@ def test_what_a_killed_worker_left_half_written_goes_with_the_next_heartbeat(tmp
         pass
     for name in ("job.json", "job.prom"):
         own = temporary_name(tmp_path / name).name
-        (tmp_path / own.replace(f"-{os.getpid()}.", f"-{gone.pid}.")).write_text("half")
+        (tmp_path / own.replace(f"-{os.getpid()}-", f"-{gone.pid}-")).write_text("half")
     assert len(list(tmp_path.iterdir())) == 2
     Heart(tmp_path).beat(Heartbeat("job", host=socket.gethostname()))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["job.json", "job.prom"]
