@@ -27,6 +27,7 @@ from esmflow.model.pack import Pack
 from esmflow.model.pooling import Pieces, Represented, represent
 from esmflow.model.trunk import Esm
 from esmflow.representation import Output, combine
+from esmflow.shortage import OUT_OF_MEMORY
 from esmflow.treatment import WHOLE, Piece, Treatment
 
 _NOTHING = np.empty(0, dtype=np.float32)
@@ -178,7 +179,7 @@ class Engine:
             self._split(task, members)
         else:
             row, piece = task.pieces[members[0]]
-            task.reasons[row] = f"out of memory: {piece.stop - piece.start} residues in one pass"
+            task.reasons[row] = f"{OUT_OF_MEMORY}: {piece.stop - piece.start} residues in one pass"
             self._finish(task, members)
         return [] if task.left else [(task.ticket, task.embedded(self.model.architecture))]
 

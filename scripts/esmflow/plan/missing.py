@@ -18,6 +18,7 @@ from esmflow.job import SHARD
 from esmflow.planned_model import PlannedModel
 from esmflow.representation import Output
 from esmflow.sealed import whole
+from esmflow.shortage import PATTERN
 from esmflow.store.quarantine import failed
 from esmflow.store.store import Store, mark_used, needs_mark
 from esmflow.treatment import WHOLE, Treatment
@@ -39,12 +40,17 @@ class Histogram(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Missing sequences that are treated alike and lack the same outputs."""
+    """Missing sequences that are treated alike and lack the same outputs.
+
+    Those that met a shortage before are apart from others, since a sequence that kills its process takes many attempts
+    to be found among others.
+    """
 
     treatment: Treatment
     outputs: list[Output]
     patterns: list[str]
-    """Which groups of store files have the sequences: a bit for each group. The work list knows them."""
+    """Which groups of store files have the sequences: a bit for each group, and one more for a shortage that they met
+    there. The work list knows them."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +128,11 @@ class WorkList:
         """What the model lacks in the store. Store files that have a sequence of the samples are marked as used."""
         groups = _groups(model, store)
         self._connection.execute("CREATE OR REPLACE TABLE have (key BLOB, treatment VARCHAR, pattern BIT)")
-        for number, group in enumerate(groups):
-            self._look_into(group, "".join(str(int(number == other)) for other in range(len(groups))))
+        # The last bit is for shortages.
+        places = range(len(groups) + 1)
+        bits = ["".join(str(int(number == place)) for place in places) for number in places]
+        for group, bit in zip(groups, bits, strict=False):
+            self._look_into(group, bit, shortage=bits[-1])
         long_treatment = model.spec.long_treatment
         self._connection.execute(
             """
@@ -135,20 +144,20 @@ class WorkList:
             WHERE treatment IS NOT NULL
             GROUP BY key, treatment
             """,
-            [model.spec.max_length, str(WHOLE), long_treatment and str(long_treatment), "0" * max(len(groups), 1)],
+            [model.spec.max_length, str(WHOLE), long_treatment and str(long_treatment), "0" * len(bits)],
         )
         self._connection.execute("CREATE OR REPLACE TABLE cut (place BIGINT, shard VARCHAR)")
-        patterns: dict[tuple[str, tuple[Output, ...]], list[str]] = {}
+        patterns: dict[tuple[str, tuple[Output, ...], bool], list[str]] = {}
         for treatment, pattern, count in self._connection.execute(
             "SELECT treatment, pattern, count(*) FROM todo GROUP BY ALL ORDER BY ALL"
         ).fetchall():
-            stored = set().union(*(groups[number].outputs for number, bit in enumerate(pattern) if bit == "1"))
+            stored = set().union(*(group.outputs for group, bit in zip(groups, pattern, strict=False) if bit == "1"))
             missing = tuple(output for output in model.outputs if output not in stored)
             progress = f"{len(model.outputs) - len(missing)} of {len(model.outputs)} outputs"
             log.info("%s: %s sequences (%s) have %s", model.name, f"{count:,}", treatment, progress)
             if missing:
-                patterns.setdefault((treatment, missing), []).append(pattern)
-        return [Batch(Treatment.parse(name), list(missing), alike) for (name, missing), alike in patterns.items()]
+                patterns.setdefault((treatment, missing, pattern[-1] == "1"), []).append(pattern)
+        return [Batch(Treatment.parse(name), list(missing), alike) for (name, missing, _), alike in patterns.items()]
 
     def histogram(self, batch: Batch) -> Histogram:
         """The lengths of a batch's sequences."""
@@ -191,13 +200,13 @@ class WorkList:
             samples[shard].add(self._samples[sample])
         return samples
 
-    def _look_into(self, group: _Group, pattern: str) -> None:
-        """Add to table `have` which sequences of the samples the group's files have."""
+    def _look_into(self, group: _Group, pattern: str, *, shortage: str) -> None:
+        """Add to table `have` which sequences of the samples the group's files have, or lack for a shortage."""
         try:
             self._connection.execute(
-                "INSERT INTO have SELECT key, $1, $2::BIT FROM read_parquet($3, hive_partitioning = false) "
-                "WHERE key IN (SELECT key FROM wanted)",
-                [str(group.treatment), pattern, list(map(database.literal, group.paths))],
+                "INSERT INTO have SELECT key, $1, CASE WHEN regexp_matches(reason, $2) THEN $3 ELSE $4 END::BIT "
+                "FROM read_parquet($5, hive_partitioning = false) WHERE key IN (SELECT key FROM wanted)",
+                [str(group.treatment), PATTERN, shortage, pattern, list(map(database.literal, group.paths))],
             )
             if stale := [path for path in group.paths if needs_mark(path)]:
                 used = self._connection.execute(

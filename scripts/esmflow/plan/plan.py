@@ -109,7 +109,13 @@ class _Cutter:
         for model in models:
             for batch in work_list.batches(model, self._store):
                 self._shards[model.name] += cut(
-                    work_list, model, batch, self._results, self._directory, shard_cost=self._sizes.shard_cost
+                    work_list,
+                    model,
+                    batch,
+                    self._store,
+                    self._results,
+                    self._directory,
+                    shard_cost=self._sizes.shard_cost,
                 )
             self._samples |= work_list.samples_of_shards()
 

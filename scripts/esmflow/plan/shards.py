@@ -17,13 +17,21 @@ from esmflow.plan.missing import Batch, WorkList
 from esmflow.planned_model import PlannedModel
 from esmflow.results import Results
 from esmflow.sealed import seal
+from esmflow.store.store import Store
 
 #: A shard's vectors are held in memory until it is committed.
 _MAX_BYTES = 256 << 20
 
 
 def cut(
-    work_list: WorkList, model: PlannedModel, batch: Batch, results: Results, directory: Path, *, shard_cost: float
+    work_list: WorkList,
+    model: PlannedModel,
+    batch: Batch,
+    store: Store,
+    results: Results,
+    directory: Path,
+    *,
+    shard_cost: float,
 ) -> list[Shard]:
     """Cut a batch, in order of the samples, into shards of `shard_cost` FLOPs at most, and write them.
 
@@ -35,7 +43,7 @@ def cut(
         writer = _ShardWriter(directory, model, batch)
         for _, table, places in slices:
             writer.add(table, places)
-        shards.append(writer.finish(work_list, results))
+        shards.append(writer.finish(work_list, store, results))
     return shards
 
 
@@ -102,10 +110,13 @@ class _ShardWriter:
         self._cost += float(_costs(self._model, self._batch, lengths).sum())
         self._value_bytes += int(_value_bytes(self._model, self._batch, lengths).sum())
 
-    def finish(self, work_list: WorkList, results: Results) -> Shard:
+    def finish(self, work_list: WorkList, store: Store, results: Results) -> Shard:
         self._writer.close()
         seal(self._path)
-        name = self._digest.hexdigest()[:16]
+        space = self._model.space(self._batch.treatment)
+        # What is committed under a name is not computed again, so that another attempt has a name of its own.
+        while store.has_shortages(space, name := self._digest.hexdigest()[:16]):
+            self._digest.update(b"another attempt")
         file = results.shard(name)
         self._path.rename(self._path.with_name(file.name))
         places = np.concatenate(self._places)

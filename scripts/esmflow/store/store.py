@@ -26,6 +26,7 @@ from esmflow.errors import WriteError
 from esmflow.planned_model import Space
 from esmflow.representation import Output
 from esmflow.sealed import open_file, seal
+from esmflow.shortage import is_shortage
 from esmflow.store.quarantine import SetAsideError, reading
 
 #: How exact the time of a file's last use is, in seconds; what was used just before is not touched again.
@@ -63,6 +64,15 @@ class Store:
         except (SetAsideError, FileNotFoundError):
             pass
         return False
+
+    def has_shortages(self, space: Space, shard: str) -> bool:
+        """Whether a shard is committed with sequences that another attempt may embed."""
+        path = self.path(space, shard)
+        try:
+            with reading(path), open_file(path) as file:
+                return any(map(is_shortage, file.read(["reason"])["reason"].to_pylist()))
+        except (SetAsideError, FileNotFoundError):
+            return False
 
     def files(self, space: Space) -> list[StoreFile]:
         """All committed shards of a space, by name. One whose footer, keys or reasons are damaged is set aside."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from esmflow.job import Shard
+from esmflow.shortage import PROCESS_DIED
 from esmflow.store.store import Store, commit, merge
 from esmflow.worker.messages import EmbedShard
 from esmflow.worker.pool import ProcessDiedError
@@ -80,7 +81,7 @@ class Parts:
             self._queue.appendleft(part)
             return None
         task, name = part.task, part.task.shard.name
-        cause = f"the process died of {error.cause}, {part.deaths} times; see the log"
+        cause = f"{PROCESS_DIED} of {error.cause}, {part.deaths} times; see the log"
         if task.stop - task.first > 1:
             log.warning("shard %s: sequences %d to %d go on by halves: %s", name, task.first, task.stop - 1, cause)
             self._divide(part)

@@ -143,3 +143,31 @@ def test_a_plan_that_was_written_before_samples_could_be_refused_is_read(tmp_pat
     assert plan.pop("refused") == {}
     path.write_text(json.dumps(plan))
     assert RunPlan.load(path).refused == {}
+
+
+def test_a_shortage_is_tried_again_by_each_new_plan_and_a_lasting_reason_is_not(tmp_path: Path) -> None:
+    world, sizes = World(tmp_path, 4), Sizes(1e-7, 1, 0, 1, None, part_bytes=1e9)
+    committed = store.Store(tmp_path / "store")
+    short, lasting, *fresh = [residues for residues in world.first_seen() if not world.has[residues]]
+    assert fresh
+
+    def commit(name: str, residues: bytes, reason: str) -> None:
+        path = committed.path(world.model.space(treatment(residues)), name)
+        nothing = {output: [np.zeros(8, np.float32)] for output in OUTPUTS}
+        store.commit(path, pa.array([key(residues)], pa.binary(32)), [reason], nothing, {})
+
+    commit("short", short, "out of memory: 80 residues in one pass")
+    commit("lasting", lasting, "non-finite representation")
+    names: set[str] = set()
+    for attempt in range(3):
+        [job] = world.plan(f"results{attempt}", sizes)
+        planned = {shard.name: pq.read_table(shard.file)["residues"].to_pylist() for shard in job.shards}
+        assert not any(lasting in residues for residues in planned.values())
+        [name] = [name for name, residues in planned.items() if short in residues]
+        # Alone, so that it kills no process that has others in hand.
+        assert planned[name] == [short]
+        assert {residues for shard in planned.values() for residues in shard} >= set(fresh)
+        assert world.plan(f"again{attempt}", sizes)[0].name == job.name
+        assert name not in names
+        names.add(name)
+        commit(name, short, "the process died of signal SIGKILL, 3 times; see the log")

@@ -137,6 +137,25 @@ def test_a_sequence_that_one_run_skipped_and_another_embedded_is_embedded(held: 
     assert np.array_equal(np.stack(found["embedding"].to_pylist()).astype(np.float32), expected)
 
 
+def test_a_shard_of_nothing_but_a_sequence_that_killed_its_process_is_in_the_way_of_no_table(held: Held) -> None:
+    expected = held.table()
+    skip = {output: values[:1] for output, values in held.values.items()}
+    commit(
+        held.store.path(SPACE, "killer"),
+        pa.array(held.keys[:1], pa.binary(32)),
+        ["the process died of signal SIGKILL, 3 times; see the log"],
+        skip,
+        {"model": "m", "weights_sha256": MODEL.descriptor.sha256},
+    )
+    assert held.table().equals(expected, check_metadata=True)
+
+
+def test_a_table_tells_the_precision_of_its_own_rows_alone(held: Held) -> None:
+    others = pa.array([bytes([number]) * 32 for number in range(len(held.keys))], pa.binary(32))
+    commit(held.store.path(SPACE, "others"), others, [None] * len(others), held.values, {"precision": "bf16"})
+    assert held.table().schema.metadata[b"esmflow.precision"] == b"fp32"
+
+
 def test_other_readers_of_parquet_read_a_store_file(held: Held) -> None:
     assert polars.read_parquet(held.file)["key"].to_list() == held.keys
     assert duckdb.sql(f"SELECT key FROM '{held.file}'").fetchall() == [(key,) for key in held.keys]

@@ -17,7 +17,7 @@ from esmflow.errors import DeviceError
 from esmflow.job import Job, Shard, read_shard
 from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
 from esmflow.receipt import ModelUse, Receipt, SelfCheck
-from esmflow.store.store import Store, commit
+from esmflow.store.store import Store, commit, metadata_of
 from esmflow.worker.heartbeat import Heart
 from esmflow.worker.messages import EmbedShard, ProcessFigures, ShardDone, ShardProgress
 from esmflow.worker.parts import Part, Parts
@@ -46,7 +46,7 @@ def commit_numbers(task: EmbedShard) -> None:
     read, _ = read_shard(Path(task.shard.file), task.first, task.stop)
     [output] = task.shard.outputs
     vectors = [np.full(SHAPE.embed_dim, row, np.float32) for row in range(task.first, task.stop)]
-    commit(task.target, read, [None] * len(vectors), {output: vectors}, {})
+    commit(task.target, read, [None] * len(vectors), {output: vectors}, {"precision": "fp32"})
 
 
 @dataclass(frozen=True)
@@ -179,6 +179,7 @@ def test_a_half_that_an_earlier_run_left_is_taken_as_it_is(shards: list[Shard], 
     assert {part for part in scene.tried() if part[1] >= 2} == set()
     assert [entry.key for entry in receipt.skipped] == [keys(killer)[0].hex()]
     assert rows(store, killer)[1:] == [(key, row) for row, key in enumerate(keys(killer))][1:]
+    assert metadata_of(pq.read_schema(target))["precision"] == "fp32"
     assert not list(store.root.rglob(".*"))
 
 
