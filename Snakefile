@@ -10,6 +10,7 @@ if not workflow.config_settings.configfiles:
 
 include: "rules/common.smk"
 include: "rules/functions.smk"
+include: "rules/made_for.smk"
 include: "rules/ingest.smk"
 include: "rules/models.smk"
 include: "rules/likelihoods.smk"

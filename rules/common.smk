@@ -52,7 +52,15 @@ DESCRIPTOR = str(RESULTS.descriptor("{model}"))
 PLAN = str(RESULTS.plan_directory)
 RECEIPT = str(RESULTS.receipt("{job}"))
 TABLE = TableName("{sample}", "{model}", "{output}")
+FEATURES = str(RESULTS.table(TABLE))
+PARTS = str(RESULTS.table_parts(TABLE))
+RESIDUES = str(RESULTS.residues(TABLE))
+LIKELIHOODS = str(RESULTS.likelihoods(TABLE))
+CONTIGS = str(RESULTS.contigs(TABLE))
 STATUS = str(RESULTS.status("{sample}"))
+VARIANT_TABLE = str(RESULTS.variants("{sample}"))
+PROTEINGYM = str(RESULTS.proteingym("{sample}"))
+REPORT = str(RESULTS.report)
 # What is made of masked copies, and the models that are to see each residue masked.
 FROM_COPIES = [name for name in NAMES if REPRESENTATIONS[name].from_copies]
 MASKING = [model for model in MODELS if not set(FROM_COPIES).isdisjoint(MODELS[model]["representations"])]

@@ -5,10 +5,12 @@ localrules:
 rule contigs:
     input:
         table_receipts,
+        renew(CONTIGS, of_contigs_pooled),
         catalog=CATALOG,
         descriptor=DESCRIPTOR,
     output:
-        str(RESULTS.contigs(TABLE)),
+        table=CONTIGS,
+        made_for=record(CONTIGS),
     log:
         "logs/contigs/{sample}/{model}/{output}.log",
     benchmark:
@@ -21,10 +23,11 @@ rule contigs:
     params:
         spec=table_spec,
         poolings=config["contigs"],
-        numerics=NUMERICS_VERSION,
+        made_for=of_contigs_pooled,
         store=store,
     shell:
         'python "$ESMFLOW"/contigs.py'
         " --log {log:q} --catalog={input.catalog:q} --model {wildcards.model:q}"
         " --spec {params.spec:q} --descriptor={input.descriptor:q}"
-        " --store={params.store:q} --pooling {params.poolings:q} --table={output:q}"
+        " --store={params.store:q} --pooling {params.poolings:q} --table={output.table:q}"
+        f"{RECORD}"

@@ -10,8 +10,10 @@ rule features:
         table_receipts,
         catalog=CATALOG,
         descriptor=DESCRIPTOR,
+        renew=renew(FEATURES, of_table),
     output:
-        str(RESULTS.table(TABLE)),
+        table=FEATURES,
+        made_for=record(FEATURES),
     log:
         "logs/features/{sample}/{model}/{output}.log",
     benchmark:
@@ -21,34 +23,44 @@ rule features:
         "../envs/cpu.yaml"
     params:
         spec=table_spec,
-        numerics=NUMERICS_VERSION,
+        made_for=of_table,
         store=store,
         parts=[],
     shell:
         'python "$ESMFLOW"/features.py'
         " --log {log:q} --catalog={input.catalog:q} --model {wildcards.model:q}"
         " --spec {params.spec:q} --descriptor={input.descriptor:q}"
-        " --store={params.store:q} --table={output:q} {params.parts:q}"
+        " --store={params.store:q} --table={output.table:q} {params.parts:q}"
+        f"{RECORD}"
 
 
 use rule features as features_in_parts with:
+    input:
+        table_receipts,
+        catalog=CATALOG,
+        descriptor=DESCRIPTOR,
+        renew=renew(PARTS, of_parts),
     output:
-        directory(str(RESULTS.table_parts(TABLE))),
+        table=directory(PARTS),
+        made_for=record(PARTS),
     log:
         "logs/features/{sample}/{model}/{output}.parts.log",
     benchmark:
         str(RESULTS.benchmark(f"features/{TABLE}.parts"))
     params:
         parts=["--part-mb", str(config["tables"]["part_mb"])],
+        made_for=of_parts,
 
 
 rule residues:
     input:
         table_receipts,
+        renew(RESIDUES, of_table),
         catalog=CATALOG,
         descriptor=DESCRIPTOR,
     output:
-        str(RESULTS.residues(TABLE)),
+        file=RESIDUES,
+        made_for=record(RESIDUES),
     log:
         "logs/residues/{sample}/{model}/{output}.log",
     benchmark:
@@ -60,23 +72,26 @@ rule residues:
         "../envs/cpu.yaml"
     params:
         spec=table_spec,
-        numerics=NUMERICS_VERSION,
+        made_for=of_table,
         store=store,
     shell:
         'python "$ESMFLOW"/residues.py'
         " --log {log:q} --catalog={input.catalog:q} --model {wildcards.model:q}"
         " --spec {params.spec:q} --descriptor={input.descriptor:q}"
-        " --store={params.store:q} --file={output:q}"
+        " --store={params.store:q} --file={output.file:q}"
+        f"{RECORD}"
 
 
 rule status:
     input:
         sample_receipts,
+        renew(STATUS, of_status),
         expand(DESCRIPTOR, model=MODELS),
         expand(MASKED, model=MASKING, allow_missing=True),
         CATALOG,
     output:
-        report(STATUS, category="status", labels={"sample": "{sample}"}),
+        table=report(STATUS, category="status", labels={"sample": "{sample}"}),
+        made_for=record(STATUS),
     log:
         "logs/status/{sample}.log",
     benchmark:
@@ -86,10 +101,11 @@ rule status:
         "../envs/cpu.yaml"
     params:
         models=json.dumps({model: numeric_config(model) for model in MODELS}),
-        numerics=NUMERICS_VERSION,
-        results=lambda wildcards, output: str(Path(output[0]).parents[1]),
+        made_for=of_status,
+        results=lambda wildcards, output: str(Path(output.table).parents[1]),
         store=store,
     shell:
         'python "$ESMFLOW"/status.py'
         " --log {log:q} --results={params.results:q} --sample {wildcards.sample:q} --models {params.models:q}"
         " --store={params.store:q}"
+        f"{RECORD}"

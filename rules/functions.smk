@@ -17,6 +17,7 @@ def stamps(paths):
     return [stamp(file) for file in files if file.is_file()]
 
 
+@functools.cache
 def stamp(file):
     """What tells of a file that it is another, newer or older; None if it cannot be read."""
     if not readable(file):
@@ -159,9 +160,14 @@ def named_positions(wildcards):
     return [] if wildcards.model in MASKING else expand(MUTANTS, sample=wildcards.sample)
 
 
-def local_weights(wildcards):
+def weights_directory(wildcards):
+    """Where weights that are fetched are put."""
+    return str(Path(STORE, "weights"))
+
+
+def local_weights(model):
     """The weights, with the settings beside them, and the adapter, where they are the user's own."""
-    weights, adapter = (MODELS[wildcards.model].get(key) for key in ("weights", "adapter"))
+    weights, adapter = (MODELS[model].get(key) for key in ("weights", "adapter"))
     beside = Path(weights).with_name("config.json")
     settings = [str(beside)] if is_path(weights) and Path(weights).is_file() and beside.is_file() else []
     return ([weights, *settings] if is_path(weights) else []) + ([adapter] if adapter else [])

@@ -4,10 +4,12 @@ localrules:
 
 rule ingest:
     input:
+        renew(CATALOG, of_catalog),
         lambda wildcards: inputs(fastas(wildcards)),
     output:
         catalog=CATALOG,
         sequences=SEQUENCES,
+        made_for=record(CATALOG),
     log:
         "logs/ingest/{sample}.log",
     benchmark:
@@ -17,9 +19,8 @@ rule ingest:
         "../envs/cpu.yaml"
     params:
         invalid=config["invalid"],
-        cleaning=CLEANING_VERSION,
+        made_for=of_catalog,
         fastas=fastas,
-        stamps=lambda wildcards: stamps(fastas(wildcards)),
         kinds=lambda wildcards: [file.kind for file in SAMPLES[wildcards.sample]],
         contigs=contig_options,
     shell:
@@ -27,3 +28,4 @@ rule ingest:
         " --log {log:q} --sample {wildcards.sample:q} --catalog={output.catalog:q}"
         " --sequences={output.sequences:q} --invalid {params.invalid:q} --refuse --kind {params.kinds:q}"
         " {params.contigs:q} -- {params.fastas:q}"
+        f"{RECORD}"

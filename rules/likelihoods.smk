@@ -9,10 +9,12 @@ localrules:
 
 rule mask:
     input:
+        renew(MASKED, of_copies),
         named_positions,
         sequences=SEQUENCES,
     output:
-        MASKED,
+        copies=MASKED,
+        made_for=record(MASKED),
     log:
         "logs/mask/{sample}/{model}.log",
     benchmark:
@@ -23,21 +25,24 @@ rule mask:
     params:
         mutants=lambda wildcards: [f"--mutants={path}" for path in named_positions(wildcards)],
         spec=length_spec,
-        cleaning=CLEANING_VERSION,
+        made_for=of_copies,
     shell:
         'python "$ESMFLOW"/mask.py'
         " --log {log:q} --sequences={input.sequences:q} {params.mutants:q} --model {wildcards.model:q}"
-        " --spec {params.spec:q} --copies={output:q}"
+        " --spec {params.spec:q} --copies={output.copies:q}"
+        f"{RECORD}"
 
 
 rule masked_marginals:
     input:
+        renew(RESIDUES, of_table),
         table_receipts,
         catalog=CATALOG,
         copies=MASKED,
         descriptor=DESCRIPTOR,
     output:
-        str(RESULTS.residues(TABLE)),
+        file=RESIDUES,
+        made_for=record(RESIDUES),
     log:
         "logs/residues/{sample}/{model}/{output}.log",
     benchmark:
@@ -49,22 +54,25 @@ rule masked_marginals:
         "../envs/cpu.yaml"
     params:
         spec=table_spec,
-        numerics=NUMERICS_VERSION,
+        made_for=of_table,
         store=store,
     shell:
         'python "$ESMFLOW"/masked_marginals.py'
         " --log {log:q} --catalog={input.catalog:q} --copies={input.copies:q} --model {wildcards.model:q}"
-        " --spec {params.spec:q} --descriptor={input.descriptor:q} --store={params.store:q} --file={output:q}"
+        " --spec {params.spec:q} --descriptor={input.descriptor:q} --store={params.store:q} --file={output.file:q}"
+        f"{RECORD}"
 
 
 rule likelihoods:
     input:
+        renew(LIKELIHOODS, of_likelihoods),
         lambda wildcards: named_receipts(TableName(wildcards.sample, wildcards.model, "likelihoods")),
         catalog=CATALOG,
         copies=lambda wildcards: expand(MASKED, **wildcards) if wildcards.model in MASKING else [],
         descriptor=DESCRIPTOR,
     output:
-        str(RESULTS.likelihoods(TABLE)),
+        table=LIKELIHOODS,
+        made_for=record(LIKELIHOODS),
     log:
         "logs/likelihoods/{sample}/{model}.log",
     benchmark:
@@ -75,21 +83,24 @@ rule likelihoods:
     params:
         copies=lambda wildcards, input: [f"--copies={path}" for path in input.copies],
         spec=likelihoods_spec,
-        numerics=NUMERICS_VERSION,
+        made_for=of_likelihoods,
         store=store,
     shell:
         'python "$ESMFLOW"/likelihoods.py'
         " --log {log:q} --catalog={input.catalog:q} {params.copies:q} --model {wildcards.model:q}"
-        " --spec {params.spec:q} --descriptor={input.descriptor:q} --store={params.store:q} --table={output:q}"
+        " --spec {params.spec:q} --descriptor={input.descriptor:q} --store={params.store:q} --table={output.table:q}"
+        f"{RECORD}"
 
 
 rule match_variants:
     input:
+        renew(MUTANTS, of_mutants),
         catalog=CATALOG,
         sequences=SEQUENCES,
         sheets=inputs([config["samples"], *VARIANT_SHEET]),
     output:
-        MUTANTS,
+        mutants=MUTANTS,
+        made_for=record(MUTANTS),
     log:
         "logs/match_variants/{sample}.log",
     benchmark:
@@ -100,21 +111,24 @@ rule match_variants:
     params:
         samples=samples,
         variants=lambda wildcards: VARIANT_SHEET,
-        stamps=lambda wildcards: stamps([samples(wildcards), *VARIANT_SHEET]),
+        made_for=of_mutants,
     shell:
         'python "$ESMFLOW"/match_variants.py'
         " --log {log:q} --variants={params.variants:q} --samples={params.samples:q} --sample {wildcards.sample:q}"
-        " --catalog={input.catalog:q} --sequences={input.sequences:q} --mutants={output:q}"
+        " --catalog={input.catalog:q} --sequences={input.sequences:q} --mutants={output.mutants:q}"
+        f"{RECORD}"
 
 
 rule variants:
     input:
+        renew(VARIANT_TABLE, of_variants),
         variant_receipts,
         MUTANTS,
         expand(MASKED, model=MODELS, allow_missing=True),
         expand(DESCRIPTOR, model=MODELS),
     output:
-        str(RESULTS.variants("{sample}")),
+        table=VARIANT_TABLE,
+        made_for=record(VARIANT_TABLE),
     log:
         "logs/variants/{sample}.log",
     benchmark:
@@ -124,22 +138,25 @@ rule variants:
         "../envs/cpu.yaml"
     params:
         models=json.dumps({model: numeric_config(model) for model in MODELS}),
-        numerics=NUMERICS_VERSION,
-        results=lambda wildcards, output: str(Path(output[0]).parents[1]),
+        made_for=of_variants,
+        results=lambda wildcards, output: str(Path(output.table).parents[1]),
         store=store,
     shell:
         'python "$ESMFLOW"/variants.py'
         " --log {log:q} --results={params.results:q} --sample {wildcards.sample:q} --models {params.models:q}"
         " --store={params.store:q}"
+        f"{RECORD}"
 
 
 rule proteingym:
     input:
+        renew(PROTEINGYM, of_variants),
         mutants=MUTANTS,
         sequences=SEQUENCES,
-        table=str(RESULTS.variants("{sample}")),
+        table=VARIANT_TABLE,
     output:
-        directory(str(RESULTS.proteingym("{sample}"))),
+        scores=directory(PROTEINGYM),
+        made_for=record(PROTEINGYM),
     log:
         "logs/proteingym/{sample}.log",
     benchmark:
@@ -147,7 +164,10 @@ rule proteingym:
     retries: 0
     conda:
         "../envs/cpu.yaml"
+    params:
+        made_for=of_variants,
     shell:
         'python "$ESMFLOW"/proteingym.py'
         " --log {log:q} --mutants={input.mutants:q} --sequences={input.sequences:q} --table={input.table:q}"
-        " --directory={output:q}"
+        " --directory={output.scores:q}"
+        f"{RECORD}"

@@ -4,9 +4,11 @@ localrules:
 
 rule fetch_model:
     input:
-        lambda wildcards: inputs(local_weights(wildcards)),
+        renew(DESCRIPTOR, of_descriptor),
+        lambda wildcards: inputs(local_weights(wildcards.model)),
     output:
-        DESCRIPTOR,
+        descriptor=DESCRIPTOR,
+        made_for=record(DESCRIPTOR),
     log:
         "logs/fetch_model/{model}.log",
     benchmark:
@@ -18,9 +20,10 @@ rule fetch_model:
         checksum=expected_checksum,
         adapter=adapter_option,
         contacts=wants_contacts,
-        stamps=lambda wildcards: stamps(local_weights(wildcards)),
-        directory=lambda wildcards: str(Path(STORE, "weights")),
+        directory=weights_directory,
+        made_for=of_descriptor,
     shell:
         'python "$ESMFLOW"/fetch_model.py'
         " --log {log:q} --model {wildcards.model:q} --weights={params.weights:q}"
-        " {params.checksum:q} {params.adapter:q} {params.contacts:q} --directory={params.directory:q} --descriptor={output:q}"
+        " {params.checksum:q} {params.adapter:q} {params.contacts:q} --directory={params.directory:q} --descriptor={output.descriptor:q}"
+        f"{RECORD}"

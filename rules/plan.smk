@@ -5,6 +5,7 @@ localrules:
 
 checkpoint plan:
     input:
+        renew(PLAN, of_plan),
         expand(SEQUENCES, sample=SAMPLES),
         expand(DESCRIPTOR, model=MODELS),
         expand(MASKED, sample=SAMPLES, model=MODELS if VARIANT_SHEET else MASKING),
@@ -13,6 +14,7 @@ checkpoint plan:
         inputs([config["samples"]]),
     output:
         directory=directory(PLAN),
+        made_for=record(PLAN),
     log:
         "logs/plan/plan.log",
     benchmark:
@@ -30,12 +32,11 @@ checkpoint plan:
         tokens_per_pack=str(config["workers"]["tokens_per_pack"]),
     params:
         models=json.dumps({model: numeric_config(model) for model in MODELS}),
-        numerics=NUMERICS_VERSION,
+        made_for=of_plan,
         results=lambda wildcards, output: str(Path(output.directory).parent),
         store=store,
         part_mb=config["tables"]["part_mb"],
         samples=samples,
-        stamps=lambda wildcards: stamps([samples(wildcards)]),
         variants=["--variants"] if VARIANT_SHEET else [],
     shell:
         'python "$ESMFLOW"/plan.py'
@@ -45,6 +46,7 @@ checkpoint plan:
         " --gpus-per-job {resources.gpus_per_job} --threads {resources.embed_threads}"
         " --tokens-per-pack {resources.tokens_per_pack} --mix-models {resources.mix_models}"
         " --part-mb {params.part_mb} --local {resources.local} {params.variants}"
+        f"{RECORD}"
 
 
 rule preflight:

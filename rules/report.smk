@@ -4,11 +4,13 @@ localrules:
 
 rule report:
     input:
+        renew(REPORT, of_report),
         tables,
         statuses,
         inputs([config["samples"]]),
     output:
-        report(str(RESULTS.report), category="report", labels={"page": "report"}),
+        page=report(REPORT, category="report", labels={"page": "report"}),
+        made_for=record(REPORT),
     log:
         "logs/report/report.log",
     benchmark:
@@ -17,10 +19,12 @@ rule report:
     conda:
         "../envs/cpu.yaml"
     params:
-        results=lambda wildcards, output: str(Path(output[0]).parents[1]),
+        results=lambda wildcards, output: str(Path(output.page).parents[1]),
         config=lambda wildcards: json.dumps(config),
         samples=samples,
+        made_for=of_report,
     shell:
         'python "$ESMFLOW"/report.py'
         " --log {log:q} --results={params.results:q} --samples={params.samples:q} --config {params.config:q}"
-        " --page={output:q}"
+        " --page={output.page:q}"
+        f"{RECORD}"

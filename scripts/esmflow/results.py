@@ -157,6 +157,10 @@ class Results:
         """The page on the run."""
         return self.root / "report" / "index.html"
 
+    def made_for(self, output: Path) -> Path:
+        """A digest of all that decides the content of an output."""
+        return self.root / "made_for" / f"{output.relative_to(self.root)}.txt"
+
     def benchmark(self, name: str) -> Path:
         """What Snakemake measured of a job."""
         return self.root / "benchmarks" / f"{name}.tsv"
