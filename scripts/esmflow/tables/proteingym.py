@@ -30,7 +30,7 @@ def write_proteingym(mutants: Path, table: Path, sequences: Path, directory: Pat
     names = scores.column_names[2:-1]
     proteins: dict[tuple[str, bytes], list[int]] = {}
     scored = [number for number, reason in enumerate(scores["reason"].to_pylist()) if reason is None]
-    ids, keys = (lines[column].take(scored).to_pylist() for column in ("id", "key"))
+    ids, keys = (lines[column].take(pa.array(scored, pa.int64())).to_pylist() for column in ("id", "key"))
     for number, name, key in zip(scored, ids, keys, strict=True):
         proteins.setdefault((name, key), []).append(number)
     residues = residues_of(sequences, {key for _, key in proteins})
