@@ -36,7 +36,7 @@ lint: .venv/dev
 	$(BIN)/snakefmt --check Snakefile rules
 	$(BIN)/snakemake --lint --configfile config/demo.yaml
 
-# After a change of the config's declaration in scripts/esmflow/config.py.
+# After a change of the config's declaration in scripts/esmflow/config/declaration.py.
 documents: .venv/run
 	PYTHONPATH=scripts $(BIN)/python -m esmflow.config.documents
 

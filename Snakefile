@@ -1,7 +1,18 @@
+import sys
+from pathlib import Path
+
 from snakemake.utils import min_version
 
 min_version("9.0")
 
+# Not workflow.basedir, which is that of a workflow that uses this one as a module.
+SCRIPTS = str(Path(str(workflow.current_basedir), "scripts"))
+if not Path(SCRIPTS).is_dir():
+    print(
+        f"error: {workflow.current_basedir}: the workflow needs its commands; clone it and give the path of its Snakefile",
+        file=sys.stderr,
+    )
+    sys.exit(78)
 
 if not workflow.config_settings.configfiles:
 
@@ -11,6 +22,16 @@ if not workflow.config_settings.configfiles:
 include: "rules/common.smk"
 include: "rules/functions.smk"
 include: "rules/made_for.smk"
+
+
+# The first rule, and so the default target, but not below a rule of a workflow that uses this one as a module.
+rule all:
+    input:
+        *PRODUCTS,
+        refusals,
+    localrule: True
+
+
 include: "rules/ingest.smk"
 include: "rules/models.smk"
 include: "rules/likelihoods.smk"
@@ -21,14 +42,3 @@ include: "rules/contigs.smk"
 include: "rules/exports.smk"
 include: "rules/refused.smk"
 include: "rules/report.smk"
-
-
-localrules:
-    all,
-
-
-rule all:
-    default_target: True
-    input:
-        *PRODUCTS,
-        refusals,

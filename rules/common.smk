@@ -1,14 +1,14 @@
 import json
-import shlex
+import os
 import sys
 from pathlib import Path
 
-# Not workflow.basedir, which is that of a workflow that uses this one as a module.
-SCRIPTS = str(Path(str(workflow.current_basedir)).parent / "scripts")
+from snakemake.settings.types import DeploymentMethod
+
 sys.path.insert(0, SCRIPTS)
 
 from esmflow.config.declaration import check_config
-from esmflow.errors import EsmflowError
+from esmflow.errors import ConfigError, EsmflowError
 from esmflow.files import sha256
 from esmflow.inputs.kinds import KINDS
 from esmflow.inputs.samples import read_samples, require_contigs
@@ -21,6 +21,10 @@ from esmflow.weights_source import is_path
 
 try:
     config = check_config(config, typed=workflow.config_settings.config)
+    if workflow.modifier.path_modifier.replace_prefix(config["results"]) != config["results"]:
+        raise ConfigError(
+            "module: esmflow takes neither 'prefix' nor 'replace_prefix'; set 'results' in its config instead"
+        )
     SAMPLES = read_samples(Path(config["samples"]))
     for_contigs = [f"exports: {name}" for name in config["exports"] if name in EXPORTS and EXPORTS[name].of_contigs]
     require_contigs(SAMPLES, for_contigs + (["contigs"] if config["contigs"] else []))
@@ -28,15 +32,17 @@ except EsmflowError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(error.exit_code)
 
-# Where the commands lie is no part of them: a clone that was moved has nothing to do again. An environment made by
-# Snakemake brings its own Python; else Snakemake's own is the one with the requirements.
-environment = f"export ESMFLOW={shlex.quote(SCRIPTS)}"
-if not workflow.deployment_settings.deployment_method:
-    environment += f" PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
-# Only a job that was submitted has a time limit, which the worker must know.
-if workflow.remote_exec:
-    environment += " IN_ALLOCATION=yes"
-shell.prefix(environment.replace("{", "{{").replace("}", "}}") + "; ")
+# In the environment of Snakemake, since a prefix of all shell commands would take the place of that of a workflow that uses
+# this one as a module; and no part of the commands, so that a clone that was moved has nothing to do again.
+os.environ.update(
+    ESMFLOW=SCRIPTS,
+    # An environment of conda brings its own Python; else Snakemake's own is the one with the requirements.
+    ESMFLOW_PYTHON=(
+        "python" if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method else sys.executable
+    ),
+    # Only a job that was submitted has a time limit, which the worker must know.
+    ESMFLOW_IN_ALLOCATION="yes" if workflow.remote_exec else "",
+)
 
 # Files of fewer bytes are told apart by their content, as Snakemake does for those that are newer.
 SMALL = 1_000_000

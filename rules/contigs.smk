@@ -1,7 +1,3 @@
-localrules:
-    contigs,
-
-
 rule contigs:
     input:
         table_receipts,
@@ -18,6 +14,7 @@ rule contigs:
     wildcard_constraints:
         output=file_stem_pattern(VECTORS),
     retries: 0
+    localrule: True
     conda:
         "../envs/cpu.yaml"
     params:
@@ -26,7 +23,7 @@ rule contigs:
         made_for=of_contigs_pooled,
         store=store,
     shell:
-        'python "$ESMFLOW"/contigs.py'
+        '"$ESMFLOW_PYTHON" "$ESMFLOW"/contigs.py'
         " --log {log:q} --catalog={input.catalog:q} --model {wildcards.model:q}"
         " --spec {params.spec:q} --descriptor={input.descriptor:q}"
         " --store={params.store:q} --pooling {params.poolings:q} --table={output.table:q}"

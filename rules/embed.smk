@@ -23,8 +23,8 @@ rule embed:
         store=store,
         heartbeats=str(RESULTS.heartbeats),
     shell:
-        'python "$ESMFLOW"/embed.py'
+        '"$ESMFLOW_PYTHON" "$ESMFLOW"/embed.py'
         " --log {log:q} --job={input:q} --store={params.store:q} --receipt={output:q}"
-        " --heartbeats={params.heartbeats:q} ${{IN_ALLOCATION:+--time-limit {resources.runtime}}}"
+        " --heartbeats={params.heartbeats:q} ${{ESMFLOW_IN_ALLOCATION:+--time-limit {resources.runtime}}}"
         " --gpus {resources.gpus_per_job} --threads {threads} --processes {resources.processes}"
         " --tokens-per-pack {resources.tokens_per_pack} --attention {resources.attention}"

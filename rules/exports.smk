@@ -35,7 +35,7 @@ for export_name, export in EXPORTS.items():
                 made_for=export_digest,
                 store=store,
             shell:
-                'python "$ESMFLOW"/export.py'
+                '"$ESMFLOW_PYTHON" "$ESMFLOW"/export.py'
                 " --log {log:q} --format {params.format} --catalog={input.catalog:q} {params.sequences:q}"
                 " --model {wildcards.model:q} --spec {params.spec:q} --descriptor={input.descriptor:q}"
                 " --store={params.store:q} -- {output.files:q}"
@@ -67,6 +67,6 @@ for export_name, export in EXPORTS.items():
                 format=export_name,
                 made_for=of_catalog,
             shell:
-                'python "$ESMFLOW"/export.py'
+                '"$ESMFLOW_PYTHON" "$ESMFLOW"/export.py'
                 " --log {log:q} --format {params.format} --catalog={input.catalog:q} -- {output.files:q}"
                 f"{RECORD}"

@@ -1,10 +1,3 @@
-localrules:
-    features,
-    features_in_parts,
-    residues,
-    status,
-
-
 rule features:
     input:
         table_receipts,
@@ -19,6 +12,7 @@ rule features:
     benchmark:
         str(RESULTS.benchmark(f"features/{TABLE}"))
     retries: 0
+    localrule: True
     conda:
         "../envs/cpu.yaml"
     params:
@@ -27,7 +21,7 @@ rule features:
         store=store,
         parts=[],
     shell:
-        'python "$ESMFLOW"/features.py'
+        '"$ESMFLOW_PYTHON" "$ESMFLOW"/features.py'
         " --log {log:q} --catalog={input.catalog:q} --model {wildcards.model:q}"
         " --spec {params.spec:q} --descriptor={input.descriptor:q}"
         " --store={params.store:q} --table={output.table:q} {params.parts:q}"
@@ -68,6 +62,7 @@ rule residues:
     wildcard_constraints:
         output=file_stem_pattern(set(NAMES) - set(FROM_COPIES)),
     retries: 0
+    localrule: True
     conda:
         "../envs/cpu.yaml"
     params:
@@ -75,7 +70,7 @@ rule residues:
         made_for=of_table,
         store=store,
     shell:
-        'python "$ESMFLOW"/residues.py'
+        '"$ESMFLOW_PYTHON" "$ESMFLOW"/residues.py'
         " --log {log:q} --catalog={input.catalog:q} --model {wildcards.model:q}"
         " --spec {params.spec:q} --descriptor={input.descriptor:q}"
         " --store={params.store:q} --file={output.file:q}"
@@ -97,6 +92,7 @@ rule status:
     benchmark:
         str(RESULTS.benchmark("status/{sample}"))
     retries: 0
+    localrule: True
     conda:
         "../envs/cpu.yaml"
     params:
@@ -105,7 +101,7 @@ rule status:
         results=lambda wildcards, output: str(Path(output.table).parents[1]),
         store=store,
     shell:
-        'python "$ESMFLOW"/status.py'
+        '"$ESMFLOW_PYTHON" "$ESMFLOW"/status.py'
         " --log {log:q} --results={params.results:q} --sample {wildcards.sample:q} --models {params.models:q}"
         " --store={params.store:q}"
         f"{RECORD}"

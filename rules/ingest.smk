@@ -1,7 +1,3 @@
-localrules:
-    ingest,
-
-
 rule ingest:
     input:
         renew(CATALOG, of_catalog),
@@ -15,6 +11,7 @@ rule ingest:
     benchmark:
         str(RESULTS.benchmark("ingest/{sample}"))
     retries: 0
+    localrule: True
     conda:
         "../envs/cpu.yaml"
     params:
@@ -24,7 +21,7 @@ rule ingest:
         kinds=lambda wildcards: [file.kind for file in SAMPLES[wildcards.sample]],
         contigs=contig_options,
     shell:
-        'python "$ESMFLOW"/ingest.py'
+        '"$ESMFLOW_PYTHON" "$ESMFLOW"/ingest.py'
         " --log {log:q} --sample {wildcards.sample:q} --catalog={output.catalog:q}"
         " --sequences={output.sequences:q} --invalid {params.invalid:q} --refuse --kind {params.kinds:q}"
         " {params.contigs:q} -- {params.fastas:q}"

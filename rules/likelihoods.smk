@@ -1,12 +1,3 @@
-localrules:
-    mask,
-    masked_marginals,
-    likelihoods,
-    match_variants,
-    variants,
-    proteingym,
-
-
 rule mask:
     input:
         renew(MASKED, of_copies),
@@ -20,6 +11,7 @@ rule mask:
     benchmark:
         str(RESULTS.benchmark("mask/{sample}/{model}"))
     retries: 0
+    localrule: True
     conda:
         "../envs/cpu.yaml"
     params:
@@ -27,7 +19,7 @@ rule mask:
         spec=length_spec,
         made_for=of_copies,
     shell:
-        'python "$ESMFLOW"/mask.py'
+        '"$ESMFLOW_PYTHON" "$ESMFLOW"/mask.py'
         " --log {log:q} --sequences={input.sequences:q} {params.mutants:q} --model {wildcards.model:q}"
         " --spec {params.spec:q} --copies={output.copies:q}"
         f"{RECORD}"
@@ -50,6 +42,7 @@ rule masked_marginals:
     wildcard_constraints:
         output=file_stem_pattern(FROM_COPIES),
     retries: 0
+    localrule: True
     conda:
         "../envs/cpu.yaml"
     params:
@@ -57,7 +50,7 @@ rule masked_marginals:
         made_for=of_table,
         store=store,
     shell:
-        'python "$ESMFLOW"/masked_marginals.py'
+        '"$ESMFLOW_PYTHON" "$ESMFLOW"/masked_marginals.py'
         " --log {log:q} --catalog={input.catalog:q} --copies={input.copies:q} --model {wildcards.model:q}"
         " --spec {params.spec:q} --descriptor={input.descriptor:q} --store={params.store:q} --file={output.file:q}"
         f"{RECORD}"
@@ -78,6 +71,7 @@ rule likelihoods:
     benchmark:
         str(RESULTS.benchmark("likelihoods/{sample}/{model}"))
     retries: 0
+    localrule: True
     conda:
         "../envs/cpu.yaml"
     params:
@@ -86,7 +80,7 @@ rule likelihoods:
         made_for=of_likelihoods,
         store=store,
     shell:
-        'python "$ESMFLOW"/likelihoods.py'
+        '"$ESMFLOW_PYTHON" "$ESMFLOW"/likelihoods.py'
         " --log {log:q} --catalog={input.catalog:q} {params.copies:q} --model {wildcards.model:q}"
         " --spec {params.spec:q} --descriptor={input.descriptor:q} --store={params.store:q} --table={output.table:q}"
         f"{RECORD}"
@@ -106,6 +100,7 @@ rule match_variants:
     benchmark:
         str(RESULTS.benchmark("match_variants/{sample}"))
     retries: 0
+    localrule: True
     conda:
         "../envs/cpu.yaml"
     params:
@@ -113,7 +108,7 @@ rule match_variants:
         variants=lambda wildcards: VARIANT_SHEET,
         made_for=of_mutants,
     shell:
-        'python "$ESMFLOW"/match_variants.py'
+        '"$ESMFLOW_PYTHON" "$ESMFLOW"/match_variants.py'
         " --log {log:q} --variants={params.variants:q} --samples={params.samples:q} --sample {wildcards.sample:q}"
         " --catalog={input.catalog:q} --sequences={input.sequences:q} --mutants={output.mutants:q}"
         f"{RECORD}"
@@ -134,6 +129,7 @@ rule variants:
     benchmark:
         str(RESULTS.benchmark("variants/{sample}"))
     retries: 0
+    localrule: True
     conda:
         "../envs/cpu.yaml"
     params:
@@ -142,7 +138,7 @@ rule variants:
         results=lambda wildcards, output: str(Path(output.table).parents[1]),
         store=store,
     shell:
-        'python "$ESMFLOW"/variants.py'
+        '"$ESMFLOW_PYTHON" "$ESMFLOW"/variants.py'
         " --log {log:q} --results={params.results:q} --sample {wildcards.sample:q} --models {params.models:q}"
         " --store={params.store:q}"
         f"{RECORD}"
@@ -162,12 +158,13 @@ rule proteingym:
     benchmark:
         str(RESULTS.benchmark("proteingym/{sample}"))
     retries: 0
+    localrule: True
     conda:
         "../envs/cpu.yaml"
     params:
         made_for=of_variants,
     shell:
-        'python "$ESMFLOW"/proteingym.py'
+        '"$ESMFLOW_PYTHON" "$ESMFLOW"/proteingym.py'
         " --log {log:q} --mutants={input.mutants:q} --sequences={input.sequences:q} --table={input.table:q}"
         " --directory={output.scores:q}"
         f"{RECORD}"

@@ -1,7 +1,3 @@
-localrules:
-    fetch_model,
-
-
 rule fetch_model:
     input:
         renew(DESCRIPTOR, of_descriptor),
@@ -13,6 +9,7 @@ rule fetch_model:
         "logs/fetch_model/{model}.log",
     benchmark:
         str(RESULTS.benchmark("fetch_model/{model}"))
+    localrule: True
     conda:
         "../envs/cpu.yaml"
     params:
@@ -23,7 +20,7 @@ rule fetch_model:
         directory=weights_directory,
         made_for=of_descriptor,
     shell:
-        'python "$ESMFLOW"/fetch_model.py'
+        '"$ESMFLOW_PYTHON" "$ESMFLOW"/fetch_model.py'
         " --log {log:q} --model {wildcards.model:q} --weights={params.weights:q}"
         " {params.checksum:q} {params.adapter:q} {params.contacts:q} --directory={params.directory:q} --descriptor={output.descriptor:q}"
         f"{RECORD}"

@@ -1,8 +1,3 @@
-localrules:
-    plan,
-    preflight,
-
-
 checkpoint plan:
     input:
         renew(PLAN, of_plan),
@@ -20,6 +15,7 @@ checkpoint plan:
     benchmark:
         str(RESULTS.benchmark("plan"))
     retries: 0
+    localrule: True
     conda:
         "../envs/cpu.yaml"
     resources:
@@ -39,7 +35,7 @@ checkpoint plan:
         samples=samples,
         variants=["--variants"] if VARIANT_SHEET else [],
     shell:
-        'python "$ESMFLOW"/plan.py'
+        '"$ESMFLOW_PYTHON" "$ESMFLOW"/plan.py'
         " --log {log:q} --results={params.results:q} --samples={params.samples:q} --models {params.models:q}"
         " --store={params.store:q}"
         " --target-minutes {resources.target_minutes} --max-jobs {resources.max_jobs}"
@@ -54,10 +50,11 @@ rule preflight:
         PLAN,
     log:
         "logs/preflight/preflight.log",
+    localrule: True
     conda:
         "../envs/cpu.yaml"
     params:
         results=lambda wildcards, input: str(Path(input[0]).parent),
         store=store,
     shell:
-        'python "$ESMFLOW"/preflight.py --log {log:q} --results={params.results:q} --store={params.store:q}'
+        '"$ESMFLOW_PYTHON" "$ESMFLOW"/preflight.py --log {log:q} --results={params.results:q} --store={params.store:q}'

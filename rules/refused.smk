@@ -13,4 +13,4 @@ rule refused:
     params:
         results=lambda wildcards, output: str(Path(output[0]).parent),
     shell:
-        'python "$ESMFLOW"/refused.py --log {log:q} --results={params.results:q}'
+        '"$ESMFLOW_PYTHON" "$ESMFLOW"/refused.py --log {log:q} --results={params.results:q}'

@@ -1,7 +1,3 @@
-localrules:
-    report,
-
-
 rule report:
     input:
         renew(REPORT, of_report),
@@ -16,6 +12,7 @@ rule report:
     benchmark:
         str(RESULTS.benchmark("report"))
     retries: 0
+    localrule: True
     conda:
         "../envs/cpu.yaml"
     params:
@@ -24,7 +21,7 @@ rule report:
         samples=samples,
         made_for=of_report,
     shell:
-        'python "$ESMFLOW"/report.py'
+        '"$ESMFLOW_PYTHON" "$ESMFLOW"/report.py'
         " --log {log:q} --results={params.results:q} --samples={params.samples:q} --config {params.config:q}"
         " --page={output.page:q}"
         f"{RECORD}"

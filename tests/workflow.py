@@ -2,9 +2,11 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -146,6 +148,12 @@ class Baseline:
 
     def unique(self) -> set[str]:
         return {entry.residues for entries in self.entries.values() for entry in entries if entry.residues}
+
+
+def importing() -> str:
+    """README's lines for a workflow that uses this one as a module, with the path of the project."""
+    [lines] = re.findall(r"(?ms)^    module esmflow:.*?esmflow_\*$", (ROOT / "README.md").read_text())
+    return textwrap.dedent(lines).replace("/path/to/esmflow", str(ROOT)) + "\n"
 
 
 def script(name: str, *arguments: str | Path, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ import pytest
 import reference
 import torch
 import yaml
-from workflow import ENVIRONMENT, MAX_LENGTH, MODEL, ROOT, Baseline, Entry, Vectors, Workspace, plain
+from workflow import ENVIRONMENT, MAX_LENGTH, MODEL, ROOT, Baseline, Entry, Vectors, Workspace, importing, plain
 
 
 def bad_and_odd(sequence: str, other: str) -> list[Entry]:
@@ -96,23 +96,12 @@ def again(baseline: Baseline, tmp_path: Path) -> Workspace:
     return baseline.work.copy(tmp_path / "again")
 
 
-IMPORTING = """
-configfile: "config.yaml"
-
-
-module esmflow:
-    snakefile: {snakefile!r}
-    config: config["esmflow"]
-
-
-use rule * from esmflow as esmflow_*
-
-
+LISTING = """
 rule list_tables:
     default_target: True
     input: rules.esmflow_all.input
     output: "tables.txt"
-    shell: "printf '%s\\n' {{input:q}} > {{output}}"
+    shell: "printf '%s\\n' {input:q} > {output}"
 """
 
 
@@ -125,7 +114,7 @@ def demo(esm2_8m: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> 
         config = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
         config["models"]["esm2_8M"]["weights"] = str(esm2_8m)
         (directory / "config.yaml").write_text(yaml.safe_dump({"esmflow": config}))
-        (directory / "Snakefile").write_text(IMPORTING.format(snakefile=str(ROOT / "Snakefile")))
+        (directory / "Snakefile").write_text(f'configfile: "config.yaml"\n{importing()}{LISTING}')
         command = [sys.executable, "-m", "snakemake", "--cores", "2"]
         result = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, env=ENVIRONMENT)
         assert result.returncode == 0, result.stdout + result.stderr
