@@ -3,14 +3,13 @@
 In: the directory of results. Out: a few lines on standard output.
 """
 
-import csv
 from argparse import Namespace
 from collections import Counter
 from pathlib import Path
 
 from esmflow import command
 from esmflow.errors import ConfigError
-from esmflow.results import Results
+from esmflow.results import Results, read_outcomes
 from esmflow.run_plan import RunPlan
 
 
@@ -24,8 +23,9 @@ def main(options: Namespace) -> None:
         )
     # What lies there of a refused sample is of an earlier run.
     for sample in [sample for sample in samples if sample not in refused]:
-        with results.status(sample).open(encoding="utf-8", newline="") as file:
-            reasons = Counter(row["reason"] for row in csv.DictReader(file, delimiter="\t"))
+        reasons: Counter[str] = Counter()
+        for (_, reason, _), count in read_outcomes(results.status(sample)).items():
+            reasons[reason] += count
         records, embedded = reasons.total(), reasons.pop("", 0)
         print(f"{sample}: {records:,} records, {embedded:,} embedded, {records - embedded:,} skipped")
         for reason, count in reasons.most_common():

@@ -1,10 +1,22 @@
 """The directory of results: where everything of a run lies."""
 
+import csv
+import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from esmflow.representation import REPRESENTATIONS, VARIANTS
+
+
+def read_outcomes(status: Path) -> Counter[tuple[str, str, int]]:
+    """How many records of a status file have each (status, reason, length)."""
+    # IDs are of any length.
+    csv.field_size_limit(sys.maxsize)
+    with status.open(encoding="utf-8", newline="") as file:
+        rows = csv.DictReader(file, delimiter="\t")
+        return Counter((row["status"], row["reason"], int(row["length"])) for row in rows)
 
 
 class TableName(NamedTuple):

@@ -16,7 +16,7 @@ import jinja2
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from esmflow import __version__, database, files
+from esmflow import __version__, files
 from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
 from esmflow.receipt import Receipt, SelfCheck
 from esmflow.report.likelihoods import ProteinMarginals, read_marginals, read_perplexities
@@ -31,7 +31,7 @@ from esmflow.report.plots import (
     seconds_plot,
 )
 from esmflow.representation import Output
-from esmflow.results import Results, TableName
+from esmflow.results import Results, TableName, read_outcomes
 from esmflow.run_plan import RunPlan
 
 #: Jobs in the table, the longest first.
@@ -136,20 +136,15 @@ def write_report(
 
 def read_status(status: Path, sample: str) -> Sample:
     """Count the records of a sample's status file."""
-    with database.connect(status) as connection:
-        rows = connection.execute(
-            "SELECT status, reason, length, count(*) FROM read_csv($1, delim = '\t', header = true, quote = '\"', "
-            "columns = {'id': 'VARCHAR', 'length': 'INTEGER', 'status': 'VARCHAR', 'reason': 'VARCHAR', "
-            "'flags': 'VARCHAR'}, hive_partitioning = false) GROUP BY ALL ORDER BY ALL",
-            [database.literal(status)],
-        ).fetchall()
     skipped: defaultdict[str, int] = defaultdict(int)
-    for outcome, reason, _, count in rows:
+    lengths: defaultdict[int, int] = defaultdict(int)
+    for (outcome, reason, length), count in read_outcomes(status).items():
         if outcome == "skipped":
             skipped[reason] += count
-    lengths = {length: count for outcome, _, length, count in rows if outcome == "embedded"}
+        else:
+            lengths[length] += count
     by_count = dict(sorted(skipped.items(), key=lambda item: -item[1]))
-    return Sample(sample, sum(lengths.values()), by_count, lengths)
+    return Sample(sample, sum(lengths.values()), by_count, dict(sorted(lengths.items())))
 
 
 def _mapped(results: Results, samples: Sequence[str], model: PlannedModel, number: int) -> ModelMaps:

@@ -7,6 +7,7 @@
 import csv
 import gzip
 import hashlib
+import io
 import re
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -145,13 +146,14 @@ def write_uniprot_h5(records: "OrderedRecords", target: Path) -> None:
     The accession is that of an ID such as `sp|P12345|NAME`, else the whole ID, made a name by `safe_name`; the
     attribute `original_id` has the ID as it stands. The root's attribute `model_name` is the model's in the config.
     """
-    import h5py
+    from esmflow.tables import hdf5
 
     [(output, metadata)] = records.metadata.items()
-    with files.atomic(target) as temporary, h5py.File(temporary, "w") as file:
+    with hdf5.writing(target) as file:
         for (identifier, accession, repeat), values in records.rows("id", _ACCESSION, _repeat(_ACCESSION)):
             dataset = file.create_dataset(safe_name(accession, repeat), data=values[output])
-            dataset.attrs["original_id"] = identifier
+            dataset.attrs["original_id"] = hdf5.text(identifier)
+            file.check()
         file.attrs["model_name"] = metadata["esmflow.model"]
         file.attrs.update(metadata)
 
@@ -175,6 +177,8 @@ def write_fair_esm_pt(records: "OrderedRecords", directory: Path) -> None:
     """
     import torch
 
+    # torch ends the process, or tells of nothing but its own code, where a disk is full.
+    content = io.BytesIO()
     with files.atomic_directory(directory) as work:
         for (label, repeat), values in records.rows(_LABEL, _repeat(_LABEL)):
             result: dict[str, Any] = {"label": label}
@@ -184,8 +188,11 @@ def write_fair_esm_pt(records: "OrderedRecords", directory: Path) -> None:
                     result.setdefault(key, {})[output.layer] = torch.from_numpy(value)
                 else:
                     result[key] = torch.from_numpy(value)
+            torch.save(result, content)
             with (work / f"{safe_name(label, repeat)}.pt").open("xb") as file:
-                torch.save(result, file)
+                file.write(content.getbuffer())
+            content.seek(0)
+            content.truncate()
 
 
 @export(
@@ -202,18 +209,19 @@ def write_bio_embeddings(records: "OrderedRecords", embeddings: Path, mapping: P
     The attribute `original_id` has the ID of the first record with that sequence. `mapping` lists all records: MD5, ID
     and length.
     """
-    import h5py
+    from esmflow.tables import hdf5
 
     [output] = records.metadata
     with ExitStack() as stack:
-        h5 = stack.enter_context(h5py.File(stack.enter_context(files.atomic(embeddings)), "w"))
+        h5 = stack.enter_context(hdf5.writing(embeddings))
         text = stack.enter_context(files.atomic(mapping)).open("w", encoding="utf-8", newline="")
         writer = csv.writer(stack.enter_context(text), lineterminator="\n")
         writer.writerow(["", "original_id", "sequence_length"])
         for (md5, identifier, length, repeat), values in records.rows("md5", "id", "length", _repeat("md5")):
             writer.writerow([md5, identifier, length])
             if repeat == 1:
-                h5.create_dataset(md5, data=values[output]).attrs["original_id"] = identifier
+                h5.create_dataset(md5, data=values[output]).attrs["original_id"] = hdf5.text(identifier)
+                h5.check()
 
 
 @export("anndata", Layout(VECTORS, ("anndata/{output}.h5ad",)))
@@ -225,8 +233,10 @@ def write_anndata(records: "OrderedRecords", target: Path) -> None:
     """
     import h5py
 
+    from esmflow.tables import hdf5
+
     [metadata] = records.metadata.values()
-    with files.atomic(target) as temporary, h5py.File(temporary, "w") as file:
+    with hdf5.writing(target) as file:
         _encode(file, "anndata", "0.1.0")
         x = _encode(file.create_dataset("X", (records.count, records.embed_dim), np.float32), "array")
         obs = _frame(file, "obs", ["id", "description", "length"])
@@ -240,10 +250,11 @@ def write_anndata(records: "OrderedRecords", target: Path) -> None:
             rows = slice(done, done := done + len(batch))
             x[rows] = vectors
             lengths[rows] = batch["length"].to_numpy()
-            ids = batch["id"].to_pylist()
+            ids = list(map(hdf5.text, batch["id"].to_pylist()))
             index[rows] = list(map(numbered, ids, batch["repeat"].to_pylist()))
             id_[rows] = ids
-            description[rows] = batch["description"].to_pylist()
+            description[rows] = list(map(hdf5.text, batch["description"].to_pylist()))
+            file.check()
         var = _frame(file, "var", [])
         components = [str(number) for number in range(records.embed_dim)]
         _encode(var.create_dataset("_index", data=components, dtype=h5py.string_dtype()), "string-array")

@@ -1,6 +1,7 @@
 """What masked copies gave: log p of the amino acids at each masked position of a sample's sequences."""
 
 import math
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,5 +90,9 @@ def masked_values(
     beside.parent.mkdir(parents=True, exist_ok=True)
     rows = len(connection.read_parquet(database.literal(copies), hive_partitioning=False).select("index"))
     with tempfile.TemporaryFile(dir=beside.parent) as scratch:
-        values = np.memmap(scratch, np.float32, "w+", shape=(max(rows, 1), len(AMINO_ACIDS)))
+        shape = max(rows, 1), len(AMINO_ACIDS)
+        # A disk that fills up under a memory map ends the process.
+        if hasattr(os, "posix_fallocate"):  # macOS has none.
+            os.posix_fallocate(scratch.fileno(), 0, 4 * math.prod(shape))
+        values = np.memmap(scratch, np.float32, "w+", shape=shape)
         yield MaskedValues(connection, copies, model, store, values)

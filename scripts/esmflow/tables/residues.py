@@ -10,12 +10,13 @@ import h5py
 import numpy as np
 import pyarrow as pa
 
-from esmflow import database, files
+from esmflow import database
 from esmflow.architecture import Architecture
 from esmflow.errors import ConfigError
 from esmflow.planned_model import PlannedModel
 from esmflow.representation import Output, Ragged
 from esmflow.store.store import Store, metadata_for
+from esmflow.tables import hdf5
 from esmflow.tables.located import LocatedRecords
 from esmflow.tables.masked import masked_values
 
@@ -73,7 +74,7 @@ def write_masked_marginals(
 class _ResidueFile:
     """A residue file to which sequences are added, and at last the records."""
 
-    def __init__(self, file: h5py.File, kind: Ragged, architecture: Architecture) -> None:
+    def __init__(self, file: hdf5.Hdf5, kind: Ragged, architecture: Architecture) -> None:
         self._file, self._row = file, _row_shape(kind, architecture)
         self._data = file.create_dataset(
             kind.dataset, (0, *self._row), np.float32, maxshape=(None, *self._row), chunks=True
@@ -91,6 +92,7 @@ class _ResidueFile:
         self._data.resize(self._offsets[-1] + len(rows), axis=0)
         self._data[self._offsets[-1] :] = rows
         self._offsets.append(self._offsets[-1] + len(rows))
+        self._file.check()
 
     def end(self, records: duckdb.DuckDBPyRelation, provenance: Mapping[str, str]) -> None:
         """Add the records, of which a relation has index, id, length and sequence, and what made the values."""
@@ -118,7 +120,7 @@ def _writing(target: Path, model: PlannedModel, output: Output) -> Iterator[_Res
         raise ConfigError(
             f"models.{model.name}.representations: {kind.name} is one vector per protein, which a table has"
         )
-    with files.atomic(target) as temporary, h5py.File(temporary, "w") as file:
+    with hdf5.writing(target) as file:
         yield _ResidueFile(file, kind, model.architecture)
 
 

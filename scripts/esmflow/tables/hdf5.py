@@ -1,0 +1,68 @@
+"""Writing HDF5 files, whose library ends a process at once where a disk is full, or shows no error but a traceback."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+
+from esmflow import files
+
+
+class Hdf5(h5py.File):  # type: ignore[misc]
+    """A new HDF5 file, of which the first error of the disk is kept until somebody asks."""
+
+    def __init__(self, raw: "_Kept") -> None:
+        super().__init__(raw, "w")
+        self._raw = raw
+
+    def check(self) -> None:
+        """Raise the OSError that writing met. What is written after it is lost, so ask now and then."""
+        if self._raw.error:
+            raise self._raw.error
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[Hdf5]:
+    """Write an HDF5 file in one atomic step. Raises OSError where that cannot be."""
+    with files.atomic(target) as temporary, temporary.open("r+b", buffering=0) as file:
+        raw = _Kept(file)
+        with Hdf5(raw) as hdf5:
+            yield hdf5
+        if raw.error:
+            raise raw.error
+
+
+def text(value: str) -> str:
+    """A text that HDF5 can hold: it has none with a NUL."""
+    return value.replace("\0", "\\x00")
+
+
+class _Kept:
+    """A file for HDF5, which is told that all went well: it cannot go on, nor even end, after an error."""
+
+    def __init__(self, file: io.FileIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+        self.seek, self.tell, self.read, self.readinto = file.seek, file.tell, file.read, file.readinto
+
+    def write(self, data: memoryview) -> int:
+        left = memoryview(data)
+        try:
+            while left and not self.error:
+                left = left[self._file.write(left) :]
+        except OSError as error:
+            self.error = error
+        return len(data)
+
+    def truncate(self, size: int) -> int:
+        try:
+            if not self.error:
+                self._file.truncate(size)
+        except OSError as error:
+            self.error = error
+        return size
+
+    def flush(self) -> None:
+        """There is nothing to flush."""
