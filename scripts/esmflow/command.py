@@ -23,7 +23,6 @@ _PASSING = {
     errno.EAGAIN: "no process or thread can be had; raise the limit (ulimit -u), or end others, and run again",
     errno.EIO: "the disk or the network failed; run again once it is well",
     errno.ESTALE: "the file server has lost it from sight; run again",
-    errno.ENOLCK: "the file system gives no locks; run again",
 }
 _CANNOT_WRITE = {
     errno.ENOSPC: "the disk is full; free some space and run again",

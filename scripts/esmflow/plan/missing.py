@@ -125,7 +125,11 @@ class WorkList:
         }
 
     def batches(self, model: PlannedModel, store: Store) -> list[Batch]:
-        """What the model lacks in the store. Store files that have a sequence of the samples are marked as used."""
+        """What the model lacks in the store. Store files that have a sequence of the samples are marked as used.
+
+        What killed processes left in the model's part of the store is removed.
+        """
+        store.sweep(model.spaces)
         groups = _groups(model, store)
         self._connection.execute("CREATE OR REPLACE TABLE have (key BLOB, treatment VARCHAR, pattern BIT)")
         # The last bit is for shortages.

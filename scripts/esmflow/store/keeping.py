@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from esmflow import database
+from esmflow import database, files
 from esmflow.errors import DataError
 from esmflow.progress import Progress
 from esmflow.representation import Output
@@ -73,15 +73,15 @@ def entries(store: Path, model: str | None = None) -> Iterator[Entry]:
 
 def totals(listed: Iterable[Entry]) -> list[tuple[str, str, str, str, Output, int, int, int]]:
     """(model, weights, treatment, precision, output, files, sequences, bytes), sorted."""
-    files: Counter[tuple[str, str, str, str, Output]] = Counter()
-    sequences, sizes = files.copy(), files.copy()
+    counts: Counter[tuple[str, str, str, str, Output]] = Counter()
+    sequences, sizes = counts.copy(), counts.copy()
     for entry in listed:
         for output, size in entry.sizes.items():
             kind = (entry.model, entry.weights, str(entry.treatment), entry.precision, output)
-            files[kind] += 1
+            counts[kind] += 1
             sequences[kind] += entry.sequences
             sizes[kind] += size
-    return [(*kind, files[kind], sequences[kind], sizes[kind]) for kind in sorted(files)]
+    return [(*kind, counts[kind], sequences[kind], sizes[kind]) for kind in sorted(counts)]
 
 
 def verify(store: Path) -> None:
@@ -124,7 +124,7 @@ def prune(
     """The files that may go, least recently used first; they are removed if `apply`.
 
     Each limit narrows the choice: files of `model`, not used for `older_than_days`, and no more of them than needed for
-    the store (or what it has of `model`) to keep to `keep_bytes`.
+    the store (or what it has of `model`) to keep to `keep_bytes`. What killed processes left goes with them.
     """
     chosen = sorted(entries(store, model), key=lambda entry: (entry.used, entry.path))
     total = sum(entry.bytes for entry in chosen)
@@ -137,6 +137,9 @@ def prune(
         result.append(entry)
         if apply:
             entry.path.unlink(missing_ok=True)
+    if apply:
+        for space in store.glob("embeddings/*/*"):
+            files.sweep(space)
     return result
 
 

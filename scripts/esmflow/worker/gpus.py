@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pynvml
 
+from esmflow.errors import DeviceError
 from esmflow.heartbeat import GpuFigures
 
 #: Seconds between two looks for a GPU that is free.
@@ -72,6 +73,9 @@ def _lock(gpu: str) -> int | None:
     except BlockingIOError:
         os.close(lock)
         return None
+    except OSError as error:
+        os.close(lock)
+        raise DeviceError(f"{path}: cannot be locked ({error.strerror}); set TMPDIR to a local directory") from error
     return lock
 
 
