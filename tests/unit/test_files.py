@@ -1,4 +1,4 @@
-"""Files that are written beside their targets: whose they are, what is left of the killed, and what file systems refuse."""
+"""Temporary files: whose they are, what becomes of those of the killed, and what file systems refuse."""
 
 import errno
 import os

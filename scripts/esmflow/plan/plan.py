@@ -54,7 +54,8 @@ def plan(
     ones that have a receipt, so that a table that gains nothing keeps its inputs. Names are derived from content.
     Samples that were refused have no tables; the plan lists them.
     Raises ConfigError for a layer or length that a model does not have; DataError for a damaged receipt; WriteError or
-    DeviceError if it is sure that what is planned does not fit on the disks or into memory.
+    DeviceError if it is sure that what is planned does not fit on the disks or into memory; OSError if the store cannot
+    be read, or not be written though something is to be embedded.
     """
     for model in models:
         model.check(variants=variants)
@@ -81,6 +82,7 @@ def plan(
             if usable and (model.masks or variants):
                 _cut_copies(cutter, model, usable, results)
         jobs = cutter.jobs(models)
+        store.require_writable({job.space(shard) for job in jobs for shard in job.shards})
         forecasts = {job.name: preflight.forecast(job, rates, longest, sizes) for job in jobs}
         summary = preflight.sum_up(jobs, list(forecasts.values()), rates, sizes, _new_bytes(tables, jobs, results))
         log.info("%s", preflight.text(summary, store.root, results.root))

@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esmflow import __version__, files
-from esmflow.errors import WriteError
 from esmflow.planned_model import Space
 from esmflow.representation import Output
 from esmflow.sealed import open_file, seal
@@ -89,16 +88,10 @@ class Store:
         return result
 
     def require_writable(self, spaces: Iterable[Space]) -> None:
-        """Raise WriteError unless shards can be committed to these spaces, which is tried with an empty file."""
+        """Raise OSError unless shards can be committed to these spaces, which is tried with a file without a name."""
         for directory in [self.root / space.directory for space in spaces]:
-            try:
-                directory.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=directory).close()
-            except OSError as error:
-                raise WriteError(
-                    f"{directory}: cannot be written ({error.strerror}); let its owner open it to you "
-                    "(chmod g+rwxs, umask 002), or set 'store' to a place of your own"
-                ) from error
+            directory.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=directory).close()
 
     def sweep(self, spaces: Iterable[Space]) -> None:
         """Remove from these spaces what killed processes left: temporary files and parts of shards."""

@@ -50,10 +50,12 @@ class Worker:
     """A job's way through its shards. Those that the store has when it begins are passed over.
 
     seconds: how long the allocation lasts; a shard that would not be done in time is not begun.
+    Raises OSError if the store cannot be written.
     """
 
     def __init__(self, job: Job, store: Store, heart: Heart, *, seconds: float = float("inf")) -> None:
         self.pending = [shard for shard in job.shards if not store.has(job.space(shard), shard.name)]
+        store.require_writable({job.space(shard) for shard in self.pending})
         self.tally = Tally(job, self.pending)
         self._heart = heart
         # A quarter, and at most a minute, is left for what comes before the first shard and after the last.
