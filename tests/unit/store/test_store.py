@@ -219,3 +219,10 @@ def test_a_file_that_only_seemed_damaged_stays(held: Held) -> None:
     with pytest.raises(IncompleteError, match="nothing there is damaged"), reading(held.file):
         raise DamagedError("the footer has another checksum")
     assert held.file.exists()
+
+
+def test_a_query_that_a_signal_ended_is_an_interruption_and_no_bug(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), database.connect(tmp_path / "x"):
+        raise RuntimeError("Query interrupted")  # As DuckDB has it.
+    with pytest.raises(RuntimeError, match="another"), database.connect(tmp_path / "x"):
+        raise RuntimeError("another")

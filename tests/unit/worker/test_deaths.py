@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from esmflow.architecture import Architecture
 from esmflow.engine.figures import Figures
-from esmflow.errors import DeviceError
-from esmflow.job import Job, Shard, read_shard
+from esmflow.errors import DeviceError, IncompleteError
+from esmflow.job import Job, Shard
 from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
 from esmflow.receipt import ModelUse, Receipt, SelfCheck
+from esmflow.store.quarantine import SetAsideError
 from esmflow.store.store import Store, commit, metadata_of
 from esmflow.worker.heartbeat import Heart
 from esmflow.worker.messages import EmbedShard, ProcessFigures, ShardDone, ShardProgress
@@ -43,7 +44,7 @@ def keys(shard: Shard) -> list[bytes]:
 
 def commit_numbers(task: EmbedShard) -> None:
     """Commit vectors that tell of the row of their sequence in the shard."""
-    read, _ = read_shard(Path(task.shard.file), task.first, task.stop)
+    read, _ = task.read()
     [output] = task.shard.outputs
     vectors = [np.full(SHAPE.embed_dim, row, np.float32) for row in range(task.first, task.stop)]
     commit(task.target, read, [None] * len(vectors), {output: vectors}, {"precision": "fp32"})
@@ -81,7 +82,7 @@ class Actor:
         with self.scene.tries.open("a") as file:
             file.write(f"{name} {task.first} {task.stop}\n")
         self.report(ShardProgress(task.model.name, task.target))
-        if self.scene.deadly in keys(task.shard)[task.first : task.stop]:
+        if self.scene.deadly in task.read()[0].to_pylist():
             os.kill(os.getpid(), signal.SIGKILL)
         self.report(ShardProgress(task.model.name, task.target, computed=True))
 
@@ -181,6 +182,30 @@ def test_a_half_that_an_earlier_run_left_is_taken_as_it_is(shards: list[Shard], 
     assert rows(store, killer)[1:] == [(key, row) for row, key in enumerate(keys(killer))][1:]
     assert metadata_of(pq.read_schema(target))["precision"] == "fp32"
     assert not list(store.root.rglob(".*"))
+
+
+def test_a_store_file_that_vanishes_before_the_receipt_is_told(
+    shards: list[Shard], store: Store, tmp_path: Path
+) -> None:
+    worker = worker_of(shards[:1], store)
+    run(worker, Scene(tmp_path / "tries"), store)
+    path = store.path(MODELS["ab"].space(shards[0].treatment), shards[0].name)
+    path.unlink()
+    with pytest.raises(IncompleteError, match=f"{path}: store file is gone"):
+        worker.tally.receipt(store, 1, 0)
+
+
+def test_a_shard_that_is_damaged_is_left_and_the_others_are_done(
+    shards: list[Shard], store: Store, tmp_path: Path
+) -> None:
+    content = bytearray(Path(shards[1].file).read_bytes())
+    content[len(content) // 2] ^= 8
+    Path(shards[1].file).write_bytes(content)
+    with pytest.raises(SetAsideError, match="is damaged and set aside; run again with --forcerun plan"):
+        run(worker_of(shards, store), Scene(tmp_path / "tries"), store)
+    assert [path.read_bytes() for path in (store.root / "quarantine").iterdir()] == [content]
+    for whole in (shards[0], shards[2]):
+        assert [key for key, _ in rows(store, whole)] == keys(whole)
 
 
 def test_what_died_goes_first_and_its_halves_after_the_third_death(shards: list[Shard], store: Store) -> None:
