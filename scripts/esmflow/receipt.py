@@ -39,6 +39,8 @@ class ModelUse:
     self_check: SelfCheck
     flops: float
     computing_seconds: float
+    kernels: str = "plain"
+    """What computed between matrix products and attention."""
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,9 @@ REPRESENTATIONS: dict[str, Vector | Ragged] = {
         Vector("bos", lambda layer: layer.bos, lambda pieces: pieces.vectors.mean(axis=0)),
         Vector("max", lambda layer: layer.reduce(layer.x, "max"), lambda pieces: pieces.vectors.max(axis=0)),
         Vector("std", lambda layer: layer.std, _std_of_pieces, needs_mean=True),
-        Ragged("per_tok", lambda layer: layer.split(layer.x), lambda _, architecture: (architecture.embed_dim,)),
+        Ragged(
+            "per_tok", lambda layer: layer.split(layer.x.clone()), lambda _, architecture: (architecture.embed_dim,)
+        ),
         Ragged(
             "logits",
             lambda layer: layer.split(layer.logits),

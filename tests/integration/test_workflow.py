@@ -138,6 +138,7 @@ def test_the_metadata_says_where_the_vectors_come_from(
     assert found["max_length"] == str(MAX_LENGTH)
     assert found["precision"] == "fp32"
     assert found["attention"] in {"sdpa", "flash_attn", "torch_varlen"}
+    assert found["kernels"] in {"plain", "triton"}
     for package in ("torch", "numpy", "pyarrow"):
         assert found[f"version.{package}"] == version(package)
 

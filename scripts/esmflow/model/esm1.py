@@ -8,18 +8,19 @@ import torch
 from esmflow.alphabet import PADDING
 from esmflow.architecture import Architecture
 from esmflow.model.fair_esm import fair_esm_layers
-from esmflow.model.family import Rotate
 from esmflow.model.parts import Tensors
 
 
 class Esm1:
     """fair-esm's layers; positions are added to the embedding, before a LayerNorm where the checkpoint has one."""
 
+    share = 1.0
+
     def __init__(self, tensors: Tensors, architecture: Architecture) -> None:
         self._positions = tensors.take("embed_positions.weight")
         norm = "emb_layer_norm_before"
         self._norm_before = tensors.norm(norm) if f"{norm}.weight" in tensors else None
-        self.layers = fair_esm_layers(tensors, architecture)
+        self.layers = fair_esm_layers(tensors, architecture, rotary=False)
         self.norm_after = tensors.norm("emb_layer_norm_after")
 
     def embed(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -27,6 +28,5 @@ class Esm1:
         x = x + self._positions[positions + PADDING + 1]
         return x if self._norm_before is None else self._norm_before(x)
 
-    def rotation(self, positions: torch.Tensor) -> Rotate:  # noqa: ARG002
+    def angles(self, positions: torch.Tensor) -> None:
         """Queries and keys stay as they are."""
-        return lambda _: None

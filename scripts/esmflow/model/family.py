@@ -1,30 +1,40 @@
 """What families of models differ in, and what the trunk asks of each."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
-from esmflow.model.parts import Norm
-
-#: Turns queries and keys of qkv [total tokens, 3, heads, head_dim] in place.
-Rotate = Callable[[torch.Tensor], None]
+from esmflow.model.parts import LayerNorm
 
 
 class Layer(Protocol):
-    """A transformer layer; attention itself is the trunk's, between the first step and the second.
+    """A transformer layer, in steps.
 
-    x is the residual stream before the step, float32 [total tokens, embed_dim].
+    The trunk has attention itself, and what lies between the steps: what a step gives, times the family's `share`, is
+    added to the residual stream, and the sum's norm goes into the next.
     """
 
-    def qkv(self, x: torch.Tensor) -> torch.Tensor:
-        """Queries, keys and values, before their rotation: [total tokens, 3, heads, head_dim]."""
+    @property
+    def attention_norm(self) -> LayerNorm:
+        """Of what goes into `qkv`."""
 
-    def add_attended(self, x: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """The residual stream with what attention gave, [total tokens, heads, head_dim]."""
+    @property
+    def qk_norm(self) -> LayerNorm | None:
+        """Of queries and of keys, before their rotation."""
 
-    def add_feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The residual stream with what the feed-forward network makes of it."""
+    @property
+    def ffn_norm(self) -> LayerNorm:
+        """Of what goes into `feed_forward`."""
+
+    def qkv(self, normed: torch.Tensor) -> torch.Tensor:
+        """Queries, keys and values, before norms of their own and rotation: [total tokens, 3, heads, head_dim]."""
+
+    def out(self, attended: torch.Tensor) -> torch.Tensor:
+        """From what attention gave, [total tokens, heads, head_dim], to [total tokens, embed_dim]."""
+
+    def feed_forward(self, normed: torch.Tensor) -> torch.Tensor:
+        """What the feed-forward network makes of [total tokens, embed_dim]."""
 
 
 class Family(Protocol):
@@ -35,7 +45,11 @@ class Family(Protocol):
         """The transformer layers, in order."""
 
     @property
-    def norm_after(self) -> Norm:
+    def share(self) -> float:
+        """The part of what a layer's steps give that is added to the residual stream."""
+
+    @property
+    def norm_after(self) -> LayerNorm:
         """The LayerNorm after the last layer."""
 
     def embed(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -44,5 +58,5 @@ class Family(Protocol):
         positions: the tokens' places in their sequences, int64 [total tokens].
         """
 
-    def rotation(self, positions: torch.Tensor) -> Rotate:
-        """What turns queries and keys by their positions."""
+    def angles(self, positions: torch.Tensor) -> torch.Tensor | None:
+        """By which pairs of components of queries and keys are turned, float32 [total tokens, head_dim / 2], if so."""

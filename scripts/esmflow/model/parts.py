@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,44 @@ from esmflow.errors import DataError
 
 WeightAndBias = tuple[torch.Tensor, torch.Tensor | None]
 Dense = Callable[[torch.Tensor], torch.Tensor]
-Norm = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LayerNorm:
+    """A LayerNorm over the last dimension, in float32."""
+
+    weight: torch.Tensor
+    """[embed_dim]; of the norms of queries and keys, [2, embed_dim]."""
+    bias: torch.Tensor | None
+    eps: float
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Of float32 [n, embed_dim]."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class Kernels(Protocol):
+    """What comes between matrix products and attention. `kernels.py` has the choice among those that there are."""
+
+    def arrange(self, rows: torch.Tensor, head_dim: int) -> torch.Tensor:
+        """Bring the rows of queries' or keys' weights, [embed_dim, ...], into the order that `rotate` takes.
+
+        Checkpoints have the two components of each rotary pair half a head apart.
+        """
+
+    def add_norm(
+        self, x: torch.Tensor, delta: torch.Tensor, share: float, norm: LayerNorm, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """Add `delta` times `share` to x, float32 [tokens, embed_dim], in place; returns x's norm in that dtype."""
+
+    def turn(self, angles: torch.Tensor) -> torch.Tensor:
+        """What `rotate` takes for the angles of each token's pairs, float32 [tokens, head_dim / 2]."""
+
+    def rotate(self, qkv: torch.Tensor, turn: torch.Tensor, norm: LayerNorm | None) -> None:
+        """Turn queries and keys of qkv [tokens, 3, heads, head_dim] in place, after their norms if they have such."""
+
+    def gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """silu(gate) * up, [tokens, ffn_dim], of the two side by side."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +61,7 @@ class Tensors:
     """Of matrix products; all else is float32."""
     norm_eps: float
     """What LayerNorms add to the variance."""
+    kernels: Kernels
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -46,10 +85,9 @@ class Tensors:
         """Those of a dense layer, in what products are computed in."""
         return self.factor(f"{name}.weight"), self.factor(f"{name}.bias") if bias else None
 
-    def norm(self, name: str, *, bias: bool = True) -> Norm:
-        """The function of a LayerNorm over the last dimension, in float32."""
-        weight, offset = self.pair(name, bias=bias)
-        return lambda x: F.layer_norm(x, weight.shape, weight, offset, self.norm_eps)
+    def norm(self, name: str, *, bias: bool = True) -> LayerNorm:
+        """The LayerNorm of that name."""
+        return LayerNorm(*self.pair(name, bias=bias), self.norm_eps)
 
     def starting(self, *prefixes: str) -> "Tensors":
         """Those alone whose names start so."""

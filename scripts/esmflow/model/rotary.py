@@ -2,8 +2,6 @@
 
 import torch
 
-from esmflow.model.family import Rotate
-
 
 def frequencies(head_dim: int, device: torch.device) -> torch.Tensor:
     """The inverse frequencies with the base 10,000: float32 [head_dim / 2]."""
@@ -11,18 +9,8 @@ def frequencies(head_dim: int, device: torch.device) -> torch.Tensor:
     return 1.0 / (10000**exponents)
 
 
-def arrange(rows: torch.Tensor, head_dim: int) -> torch.Tensor:
-    """Bring the two components of each rotary pair, which checkpoints have half a head apart, side by side.
-
-    rows: [embed_dim, ...], of the weights of queries or of keys. Both are permuted alike, so that their dot products
-    stay what they were.
-    """
-    order = torch.arange(len(rows), device=rows.device).view(-1, 2, head_dim // 2).transpose(1, 2).flatten()
-    return rows[order]
-
-
 class Rotary:
-    """Tokens alone make the embedding; queries and keys, with their rows arranged, are turned by their positions."""
+    """Tokens alone make the embedding; queries and keys are turned by their positions."""
 
     def __init__(self, inverse_frequencies: torch.Tensor) -> None:
         self._inverse_frequencies = inverse_frequencies
@@ -31,16 +19,6 @@ class Rotary:
         """Layer 0 is the tokens' embedding: float32 [total tokens, embed_dim]."""
         return x
 
-    def rotation(self, positions: torch.Tensor) -> Rotate:
-        """What turns qkv in place: each pair of a query's or key's components by its position's angle."""
-        angles = positions.float()[:, None] * self._inverse_frequencies
-        turn = torch.polar(torch.ones_like(angles), angles)[:, None, None]
-
-        def rotate(qkv: torch.Tensor) -> None:
-            pairs = qkv.view(*qkv.shape[:-1], -1, 2)[:, :2]
-            if qkv.dtype == torch.float32:
-                torch.view_as_complex(pairs).mul_(turn)
-            else:
-                pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()).mul_(turn)))
-
-        return rotate
+    def angles(self, positions: torch.Tensor) -> torch.Tensor:
+        """By which each pair of components is turned: float32 [total tokens, head_dim / 2]."""
+        return positions.float()[:, None] * self._inverse_frequencies

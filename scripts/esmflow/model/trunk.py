@@ -19,6 +19,7 @@ from esmflow.model.esm1 import Esm1
 from esmflow.model.esm2 import Esm2
 from esmflow.model.esmc import Esmc
 from esmflow.model.family import Family
+from esmflow.model.kernels import choose_kernels
 from esmflow.model.layouts import Checkpoint
 from esmflow.model.pack import Pack, upload
 from esmflow.model.parts import Tensors
@@ -36,20 +37,27 @@ class Esm:
     """An ESM trunk with its weights on one device.
 
     precision: `fp32`, or `fp16` or `bf16` for the matrix products and attention; embeddings, the residual stream,
-    LayerNorms and rotary positions are float32 in any case. attention: a kernel's name or `auto`.
+    LayerNorms and rotary positions are float32 in any case. attention: a kernel's name or `auto`; kernels: the name of
+    what computes between matrix products and attention, likewise.
     Raises DataError for weights that lack a tensor, DeviceError for a kernel that does not work here.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, device: torch.device, *, precision: str = "fp32", attention: str = "auto"
+        self,
+        checkpoint: Checkpoint,
+        device: torch.device,
+        *,
+        precision: str = "fp32",
+        attention: str = "auto",
+        kernels: str = "auto",
     ) -> None:
         self.architecture = architecture = checkpoint.architecture
         self.device = device
         self.precision = precision
-        tensors = Tensors(checkpoint.tensors, device, DTYPES[precision], architecture.norm_eps)
-        self.attention, self._attend = choose(
-            attention, device, tensors.dtype, architecture.heads, architecture.head_dim
-        )
+        self._dtype = dtype = DTYPES[precision]
+        self.attention, self._attend = choose(attention, device, dtype, architecture.heads, architecture.head_dim)
+        self.kernels, self._kernels = choose_kernels(kernels, device, dtype, architecture)
+        tensors = Tensors(checkpoint.tensors, device, dtype, architecture.norm_eps, self._kernels)
         self._embedding = tensors.take("embed_tokens.weight")
         if architecture.token_dropout:
             # Lin et al. 2023: a mask has no embedding; in training 12 % of the tokens were masks, so that the others
@@ -77,22 +85,32 @@ class Esm:
         lengths = pack.lengths.tolist()
         cu_seqlens = upload(pack.cu_seqlens, self.device)
         positions = upload(pack.positions, self.device)
-        x = self._family.embed(self._embed(pack), positions)
-        rotate = self._family.rotation(positions)
+        family, add_norm = self._family, self._kernels.add_norm
+        x, angles = family.embed(self._embed(pack), positions), family.angles(positions)
+        turn = None if angles is None else self._kernels.turn(angles)
         if 0 in layers:
             yield 0, x
-        for number, layer in enumerate(self._family.layers[: max(layers)], 1):
-            qkv = layer.qkv(x)
-            rotate(qkv)
+        # What the layer before gave, as long as it is not added to x.
+        delta: torch.Tensor | None = None
+        for number, layer in enumerate(family.layers[: max(layers)], 1):
+            norm = layer.attention_norm
+            normed = norm(x).to(self._dtype) if delta is None else add_norm(x, delta, family.share, norm, self._dtype)
+            qkv = layer.qkv(normed)
+            if turn is not None:
+                self._kernels.rotate(qkv, turn, layer.qk_norm)
             if observe:
                 observe(number, qkv)
             attended = self._attend(qkv, cu_seqlens, lengths)
             if rows is not None and number == max(layers):
                 x, attended = x[rows], attended[rows]
-            x = layer.add_attended(x, attended)
-            x = layer.add_feed_forward(x)
-            if number in layers:
-                yield number, x if number < len(self._family.layers) else self._family.norm_after(x)
+            normed = add_norm(x, layer.out(attended), family.share, layer.ffn_norm, self._dtype)
+            delta = layer.feed_forward(normed)
+            if number == len(family.layers):
+                yield number, add_norm(x, delta, family.share, family.norm_after, torch.float32)
+            elif number in layers:
+                x.add_(delta, alpha=family.share)
+                delta = None
+                yield number, x
 
     @torch.inference_mode()
     def logits(self, x: torch.Tensor) -> torch.Tensor:

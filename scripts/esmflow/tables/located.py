@@ -89,7 +89,7 @@ class LocatedRecords:
         files = [self._files[number] for number in numbers.tolist()]
         used = {
             name: ",".join(sorted({file.metadata[name] for file in files if name in file.metadata}))
-            for name in ("precision", "attention")
+            for name in ("precision", "attention", "kernels")
         }
         return self._model.provenance(self._output) | used
 

@@ -77,12 +77,14 @@ class Embedder:
             self_check=resident.check,
             flops=task.cost,
             computing_seconds=time.monotonic() - ready,
+            kernels=engine.model.kernels,
         )
         metadata = {
             "model": task.model.name,
             "weights_sha256": task.model.descriptor.sha256,
             "precision": use.precision,
             "attention": use.attention,
+            "kernels": use.kernels,
         }
 
         # Knows nothing of the engine, which may be dropped for another model before this is written.
@@ -117,12 +119,13 @@ def load_engine(
         exact=None if precision == "fp32" else exact,
     )
     log.info(
-        "model %s on %s after %.1f s; %s, attention %s, %d tokens per pack, %d threads",
+        "model %s on %s after %.1f s; %s, attention %s, kernels %s, %d tokens per pack, %d threads",
         model.name,
         device,
         time.monotonic() - start,
         precision,
         esm.attention,
+        esm.kernels,
         engine.tokens_per_pack,
         threads,
     )

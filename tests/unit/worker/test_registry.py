@@ -76,6 +76,7 @@ def test_what_is_loaded_is_known(first: Path) -> None:
     assert resident.engine.model.device == CPU
     assert resident.engine.model.precision == "fp32"
     assert resident.engine.model.attention == "sdpa"
+    assert resident.engine.model.kernels == "plain"
     shape = resident.model.architecture
     assert resident.bytes >= 4 * shape.layers * 12 * shape.embed_dim**2
 
