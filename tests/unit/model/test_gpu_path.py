@@ -1,0 +1,123 @@
+"""The forward pass as a GPU runs it, traced without one: devices, kernels, and what they move through memory."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import random_weights
+import reference
+import reference_esmc
+import torch
+from esmflow.model import weights
+from esmflow.model.layouts import Checkpoint
+from esmflow.model.pack import Pack
+from esmflow.model.pooling import represent
+from esmflow.model.trunk import Esm
+from esmflow.representation import REPRESENTATIONS, Output
+from tracing import CUDA, Traffic, empty_checkpoint, on_a_gpu_that_is_not_there, without_content
+
+PRECISIONS = ["fp32", "fp16", "bf16"]
+KERNELS = ["plain", *(["triton"] if find_spec("triton") else [])]
+ATTENTION = {"scaled_dot_product_attention", "_scaled_dot_product_flash_attention"}
+PACK = [b"MKTAYIAKQRQISFVK", b"MKTAYIAKQRQISFVK", b"MKV"]
+
+
+def esm2(directory: Path) -> Checkpoint:
+    reference.tiny_esm2(directory / "tiny.pt")
+    return weights.read([directory / "tiny.pt"])
+
+
+def esm1b(directory: Path) -> Checkpoint:
+    reference.tiny_esm1b(directory / "tiny.pt")
+    return weights.read([directory / "tiny.pt"])
+
+
+def esmc(directory: Path) -> Checkpoint:
+    return weights.read([reference_esmc.write(directory, reference_esmc.tiny_esmc(), "2024")])
+
+
+@pytest.mark.parametrize("kernels", KERNELS)
+@pytest.mark.parametrize("family", [esm2, esm1b, esmc])
+def test_all_that_a_forward_pass_makes_is_on_the_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: Callable[[Path], Checkpoint], kernels: str
+) -> None:
+    checkpoint = family(tmp_path)
+    shape = checkpoint.architecture
+    taken = [kind for kind in REPRESENTATIONS.values() if kind.has_head(shape) and not kind.from_copies]
+    alone = [[kind.name] for kind in taken if kind.at_masks]
+    together = [kind.name for kind in taken if not kind.at_masks]
+    for precision in PRECISIONS:
+        with on_a_gpu_that_is_not_there(monkeypatch):
+            model = Esm(without_content(checkpoint), CUDA, precision=precision, attention="sdpa", kernels=kernels)
+            for chosen in (together, *alone):
+                pack = Pack.of([b"MK#AYIAK" if chosen in alone else residues for residues in PACK])
+                layers = range(shape.layers + 1)
+                outputs = [
+                    Output(layer, name)
+                    for name in chosen
+                    for layer in layers
+                    if layer == shape.layers or not REPRESENTATIONS[name].of_last_layer
+                ]
+                tensors = represent(model, pack, outputs)._tensors
+                assert {x.device for values in tensors.values() for x in values} == {CUDA}
+                assert {x.dtype for values in tensors.values() for x in values} == {torch.float32}
+
+
+SHAPES = {
+    "ESM-2": random_weights.esm2(3, 1280, 20),
+    "ESM-1b": replace(random_weights.esm2(3, 1280, 20), kind="ESM-1b", max_residues=1022),
+    "ESM-C": replace(random_weights.esm2(3, 1152, 18), kind="ESM-C", ffn_dim=3072, vocabulary=64),
+}
+#: Bytes per token and dimension between the matrix products and attention of a layer: norms and casts 28, sums 20, GELU
+#: 16 (SwiGLU, of a network 8/3 as wide, 26.7), rotation 8 (in bf16, of which there are no complex numbers, 40), and
+#: norms of queries and keys 40.
+PLAIN = {
+    ("ESM-2", "fp16"): 72,
+    ("ESM-2", "bf16"): 104,
+    ("ESM-1b", "fp16"): 64,
+    ("ESM-1b", "bf16"): 64,
+    ("ESM-C", "fp16"): 123,
+    ("ESM-C", "bf16"): 155,
+}
+
+
+def one_layer(kind: str, precision: str, kernels: str, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], float]:
+    """Kernels of a layer, from one attention to the next, and bytes per token and dimension between products.
+
+    What is smaller than a pack's vectors, such as the table of angles, is not counted.
+    """
+    shape, tokens = SHAPES[kind], 4000
+    with on_a_gpu_that_is_not_there(monkeypatch):
+        model = Esm(empty_checkpoint(shape), CUDA, precision=precision, attention="sdpa", kernels=kernels)
+        with Traffic(tokens * shape.embed_dim) as traffic:
+            list(model.representations(Pack.of([b"A" * 98] * 40), [3]))
+    begins = [number for number, (name, _) in enumerate(traffic.kernels) if name in ATTENTION]
+    layer = traffic.kernels[begins[0] : begins[1]]
+    assert layer[1][0] == "copy_", "which attention over a whole pack has not"
+    del layer[1]
+    between = sum(size for name, size in layer if name not in {"linear", *ATTENTION})
+    return [name for name, _ in layer], between / tokens / shape.embed_dim
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_with_triton_a_layer_is_9_kernels_and_moves_48_bytes_per_token_and_dimension(
+    monkeypatch: pytest.MonkeyPatch, kind: str, precision: str
+) -> None:
+    pytest.importorskip("triton")
+    kernels, moved = one_layer(kind, precision, "triton", monkeypatch)
+    print(f"\n{kind} {precision}: {len(kernels)} kernels, {moved:.1f} bytes: {', '.join(kernels)}")
+    assert len(kernels) <= 9
+    assert moved <= 48
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+@pytest.mark.parametrize("kind", SHAPES)
+def test_without_triton_a_layer_moves_no_more_than_its_parts_need(
+    monkeypatch: pytest.MonkeyPatch, kind: str, precision: str
+) -> None:
+    kernels, moved = one_layer(kind, precision, "plain", monkeypatch)
+    print(f"\n{kind} {precision}: {len(kernels)} kernels, {moved:.1f} bytes: {', '.join(kernels)}")
+    assert moved <= PLAIN[kind, precision]
