@@ -1,6 +1,8 @@
 """Official shapes in 16 bit and float32, by each attention kernel, against float32 on the CPU."""
 
 import importlib.util
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +17,20 @@ from esmflow.model.trunk import Esm
 from esmflow.representation import Output
 from esmflow.treatment import MASKED, WHOLE
 
-MODULES = {"flash_attn": "flash_attn", "torch_varlen": "torch.nn.attention.varlen"}
+MODULES = {
+    "flash_attn_3": "flash_attn_interface",
+    "flash_attn_4": "flash_attn.cute",
+    "flash_attn": "flash_attn.flash_attn_interface",
+    "torch_varlen": "torch.nn.attention.varlen",
+}
+
+
+def installed(kernel: str) -> bool:
+    """Where FlashAttention 4 alone is installed, `flash_attn` is there all the same, as a directory."""
+    try:
+        return kernel == "sdpa" or importlib.util.find_spec(MODULES[kernel]) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def require(kernel: str, device: torch.device) -> None:
@@ -23,8 +38,10 @@ def require(kernel: str, device: torch.device) -> None:
         return
     if device.type != "cuda":
         pytest.skip(f"{kernel} needs a CUDA device")
-    if importlib.util.find_spec(MODULES[kernel]) is None:
+    if not installed(kernel):
         pytest.skip(f"{MODULES[kernel]} is not installed")
+    if kernel in ("flash_attn_3", "flash_attn_4") and torch.cuda.get_device_capability(device) < (9, 0):
+        pytest.skip(f"{kernel} is for Hopper and later")
 
 
 def embed(model: Esm, known: Known) -> dict[Output, list[np.ndarray]]:
@@ -64,10 +81,27 @@ def test_float32_is_float32(known: Known, device: torch.device) -> None:
             assert np.linalg.norm(found[output][row] - vector) <= 1e-4 * max(float(np.linalg.norm(vector)), 1e-6)
 
 
-def test_auto_takes_the_first_kernel_that_is_there(known: Known, device: torch.device) -> None:
+def test_auto_takes_a_kernel_that_is_there(known: Known, device: torch.device) -> None:
     model = Esm(known.checkpoint, device, precision="fp16")
-    usable = [name for name in KERNELS if name == "sdpa" or importlib.util.find_spec(MODULES[name])]
-    assert model.attention == (usable[0] if device.type == "cuda" else "sdpa")
+    assert installed(model.attention)
+    assert (model.attention == "sdpa") == (device.type == "cpu")
+    assert model.kernels == ("triton" if device.type == "cuda" and find_c_compiler() else "plain")
+
+
+def find_c_compiler() -> str | None:
+    return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+
+
+@pytest.mark.parametrize("precision", [*LEAST_COSINE, "fp32"])
+def test_fused_kernels_give_what_pytorchs_operations_do(known: Known, cuda: torch.device, precision: str) -> None:
+    fused, plain = (
+        embed(Esm(known.checkpoint, cuda, precision=precision, kernels=kernels), known)
+        for kernels in ("triton", "plain")
+    )
+    for output, vectors in plain.items():
+        for ours, theirs in zip(fused[output], vectors, strict=True):
+            if size := np.linalg.norm(theirs):
+                assert ours @ theirs / size / np.linalg.norm(ours) >= LEAST_COSINE.get(precision, 1 - 1e-6)
 
 
 def test_residues_logits_and_contacts(known: Known, device: torch.device) -> None:

@@ -117,9 +117,10 @@ class Model(_Part):
         change="embeds all",
         default="auto",
     )
-    attention: Literal["auto", "flash_attn", "torch_varlen", "sdpa"] = _key(
-        "`flash_attn` (that package, if installed), `torch_varlen` (both CUDA, 16 bit), `sdpa` (anywhere), or `auto`: "
-        "the first of them that works. One asked for by name that does not work is an error",
+    attention: Literal["auto", "flash_attn_3", "flash_attn_4", "flash_attn", "torch_varlen", "sdpa"] = _key(
+        "`flash_attn_3`, `flash_attn_4`, `flash_attn` (version 2; if these packages are installed), `torch_varlen` "
+        "(all CUDA, 16 bit), `sdpa` (anywhere), or `auto`: the first of them that works. One asked for by name that "
+        "does not work is an error",
         example="sdpa",
         change="nothing",
         default="auto",

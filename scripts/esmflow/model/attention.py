@@ -4,6 +4,7 @@ Each kernel takes qkv [total tokens, 3, heads, head_dim], cu_seqlens int32 [sequ
 tokens of each sequence as numbers, and returns [total tokens, heads, head_dim]. Vaswani et al. 2017, arXiv:1706.03762.
 """
 
+import importlib
 import logging
 from collections.abc import Callable
 from itertools import groupby
@@ -32,29 +33,35 @@ def sdpa(qkv: torch.Tensor, cu_seqlens: torch.Tensor, lengths: list[int]) -> tor
     return result
 
 
-def torch_varlen(qkv: torch.Tensor, cu_seqlens: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    """PyTorch's varlen attention (CUDA, 16 bit, torch >= 2.10): the whole pack in one call."""
-    from torch.nn.attention.varlen import varlen_attn
+def whole_pack(module: str, function: str, seqlens: str = "cu_seqlens_{}", longest: str = "max_seqlen_{}") -> Attention:
+    """A library's function (CUDA, 16 bit) that takes a whole pack in one call.
 
-    q, k, v = qkv.unbind(1)
-    longest = max(lengths)
-    attended = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest)
-    assert isinstance(attended, torch.Tensor)
-    return attended
+    seqlens, longest: the names of what it takes of queries and of keys; their places differ from version to version.
+    Some give the logarithms of the softmax's denominators behind the result.
+    """
+
+    def attend(qkv: torch.Tensor, cu_seqlens: torch.Tensor, lengths: list[int]) -> torch.Tensor:
+        ranges = {
+            name.format(which): value
+            for name, value in ((seqlens, cu_seqlens), (longest, max(lengths)))
+            for which in "qk"
+        }
+        attended = getattr(importlib.import_module(module), function)(*qkv.unbind(1), **ranges)
+        result: torch.Tensor = attended[0] if isinstance(attended, tuple) else attended
+        return result
+
+    return attend
 
 
-def flash_attn(qkv: torch.Tensor, cu_seqlens: torch.Tensor, lengths: list[int]) -> torch.Tensor:
-    """The flash-attn package (CUDA, 16 bit): the whole pack in one call. Dao 2023, arXiv:2307.08691."""
-    from flash_attn import flash_attn_varlen_func
-
-    q, k, v = qkv.unbind(1)
-    longest = max(lengths)
-    attended: torch.Tensor = flash_attn_varlen_func(q, k, v, cu_seqlens, cu_seqlens, longest, longest)
-    return attended
-
-
-#: From the fastest to the one that always works.
-KERNELS: dict[str, Attention] = {"flash_attn": flash_attn, "torch_varlen": torch_varlen, "sdpa": sdpa}
+#: From the fastest to the one that always works. FlashAttention 3 (Shah et al. 2024, arXiv:2407.08608) is for Hopper, 4
+#: for Hopper and Blackwell, 2 (Dao 2023, arXiv:2307.08691) for all from Ampere on; PyTorch has one from 2.10 on.
+KERNELS: dict[str, Attention] = {
+    "flash_attn_3": whole_pack("flash_attn_interface", "flash_attn_varlen_func"),
+    "flash_attn_4": whole_pack("flash_attn.cute", "flash_attn_varlen_func"),
+    "flash_attn": whole_pack("flash_attn", "flash_attn_varlen_func"),
+    "torch_varlen": whole_pack("torch.nn.attention.varlen", "varlen_attn", "cu_seq_{}", "max_{}"),
+    "sdpa": sdpa,
+}
 
 
 def choose(name: str, device: torch.device, dtype: torch.dtype, heads: int, head_dim: int) -> tuple[str, Attention]:
