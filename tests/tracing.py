@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from esmflow.architecture import Architecture
-from esmflow.model import kernels, pooling, trunk
+from esmflow.model import contacts, kernels, pooling, trunk
 from esmflow.model.layouts import Checkpoint
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -66,8 +66,8 @@ def on_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     def upload(values: np.ndarray, device: torch.device) -> torch.Tensor:
         return torch.from_numpy(values).to(device)
 
-    monkeypatch.setattr(trunk, "upload", upload)
-    monkeypatch.setattr(pooling, "upload", upload)
+    for module in (contacts, pooling, trunk):
+        monkeypatch.setattr(module, "upload", upload)
     monkeypatch.setattr(kernels, "check", lambda *_: None)
     with FakeTensorMode(allow_non_fake_inputs=True), _Indexing():
         yield

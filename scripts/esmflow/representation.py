@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from esmflow.model.pooling import PackedLayer
 
 
+#: The values of an output for some proteins: of vectors one float32 array [proteins, width], else an array for each.
+Values = np.ndarray | list[np.ndarray]
 #: The file stem of what is made of the values that a sheet of variants needs.
 VARIANTS = "variants"
 
@@ -83,8 +85,9 @@ class Ragged:
     """A representation that grows with the protein: an array whose first dimension is the kept residues."""
 
     name: str
-    take: Callable[["PackedLayer"], "list[torch.Tensor]"] | None
-    """From a layer of a pack: an array of `shape` for each sequence, float32. None for what masked copies give."""
+    take: Callable[["PackedLayer"], "torch.Tensor"] | None
+    """From a layer of a pack: float32 values of `shape`, one sequence's behind the other. None for what masked copies
+    give."""
     residue_shape: Callable[[Any, Architecture], tuple[Any, ...]]
     """What each residue has, from the kept residues and the model's architecture."""
     dataset: str = "embeddings"
@@ -138,12 +141,10 @@ REPRESENTATIONS: dict[str, Vector | Ragged] = {
         Vector("bos", lambda layer: layer.bos, lambda pieces: pieces.vectors.mean(axis=0)),
         Vector("max", lambda layer: layer.reduce(layer.x, "max"), lambda pieces: pieces.vectors.max(axis=0)),
         Vector("std", lambda layer: layer.std, _std_of_pieces, needs_mean=True),
-        Ragged(
-            "per_tok", lambda layer: layer.split(layer.x.clone()), lambda _, architecture: (architecture.embed_dim,)
-        ),
+        Ragged("per_tok", lambda layer: layer.residues(layer.x), lambda _, architecture: (architecture.embed_dim,)),
         Ragged(
             "logits",
-            lambda layer: layer.split(layer.logits),
+            lambda layer: layer.residues(layer.logits),
             lambda _, architecture: (architecture.vocabulary,),
             of_last_layer=True,
             head=_has_language_head,
@@ -161,7 +162,7 @@ REPRESENTATIONS: dict[str, Vector | Ragged] = {
         ),
         Ragged(
             "entropy",
-            lambda layer: layer.split(layer.likelihoods.entropy),
+            lambda layer: layer.residues(layer.likelihoods.entropy),
             lambda *_: (),
             dataset="entropy",
             of_last_layer=True,
@@ -169,7 +170,7 @@ REPRESENTATIONS: dict[str, Vector | Ragged] = {
         ),
         Ragged(
             "wt_marginals",
-            lambda layer: layer.split(layer.likelihoods.marginals),
+            lambda layer: layer.residues(layer.likelihoods.marginals),
             lambda *_: (len(AMINO_ACIDS),),
             dataset="marginals",
             of_last_layer=True,
@@ -264,9 +265,7 @@ def file_stem_pattern(names: Iterable[str]) -> str:
     return "|".join(rf"layer\d+\.{name}" if REPRESENTATIONS[name].layer_in_name else name for name in names)
 
 
-def combine(
-    output: Output, values: Sequence[np.ndarray], kept: Sequence[int], means: Sequence[np.ndarray]
-) -> np.ndarray:
+def combine(output: Output, values: Values, kept: Sequence[int], means: Values) -> np.ndarray:
     """A protein's value of an output, from those of its pieces, as if all kept residues had been together.
 
     values: float32, of each piece; kept: how many residues each piece keeps; means: the pieces' `mean`, which may be

@@ -62,6 +62,23 @@ class Treatment(NamedTuple):
             for start, first, last in zip(starts, [0, *cuts], [*cuts, length], strict=True)
         ]
 
+    def all_pieces(self, lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The pieces of sequences of so many residues (int64), in order.
+
+        Returns the number of each piece's sequence, int64 [pieces], and start, stop, keep_start and keep_stop of each,
+        int64 [pieces, 4].
+        """
+        long = np.zeros(0, np.int64) if self.as_it_is else np.flatnonzero(lengths > self.size)
+        divided = [self.pieces(length) for length in lengths[long].tolist()]
+        counts = np.ones_like(lengths)
+        counts[long] = [len(pieces) for pieces in divided]
+        rows = np.repeat(np.arange(len(lengths)), counts)
+        bounds = np.zeros((len(rows), 4), np.int64)
+        bounds[:, 1] = bounds[:, 3] = lengths[rows]
+        if divided:
+            bounds[np.isin(rows, long)] = np.concatenate([np.array(pieces) for pieces in divided])
+        return rows, bounds
+
     def cost(self, architecture: Architecture, lengths: np.ndarray, layers: int) -> np.ndarray:
         """FLOPs of the first `layers` layers for sequences of so many residues: float64 [sequences]."""
         if self.as_it_is:

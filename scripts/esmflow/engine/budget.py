@@ -46,7 +46,7 @@ def auto_tokens(model: Esm) -> int:
 
     def run(pack: Pack) -> None:
         torch.cuda.reset_peak_memory_stats(device)
-        represent(model, pack, [Output(model.architecture.layers, "mean")], torch.cuda.current_stream(device)).get()
+        represent(model, [pack], [Output(model.architecture.layers, "mean")], torch.cuda.current_stream(device)).get()
 
     return probe_tokens(
         model.architecture,

@@ -3,93 +3,39 @@
 engine = Engine(Esm(weights.read([path]), torch.device("cuda")))
 ticket = engine.submit([b"MKTAYIAKQR", b"MKV"], [Output(33, "mean")])
 for ticket, embedded in engine.drain():
-    vectors = np.stack(embedded.values[Output(33, "mean")])
+    vectors = embedded.values[Output(33, "mean")]
 engine.close()
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from itertools import pairwise
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from esmflow.architecture import Architecture
 from esmflow.engine.device import is_lost
 from esmflow.engine.figures import Figures
 from esmflow.engine.packing import CPU_TOKENS, plan_packs
+from esmflow.engine.task import Embedded, Task
 from esmflow.errors import DeviceLostError
 from esmflow.model.pack import Pack
-from esmflow.model.pooling import Pieces, Represented, represent
+from esmflow.model.pooling import Represented, Results, represent
 from esmflow.model.trunk import Esm
-from esmflow.representation import Output, combine
+from esmflow.representation import Output
 from esmflow.shortage import OUT_OF_MEMORY
-from esmflow.treatment import WHOLE, Piece, Treatment
+from esmflow.treatment import WHOLE, Treatment
 
-_NOTHING = np.empty(0, dtype=np.float32)
 #: Packs that are prepared, computed or copied at the same time on a GPU.
 _AHEAD = 4
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """What some sequences have, row by row."""
-
-    values: dict[Output, list[np.ndarray]]
-    """For each output and sequence a float32 array of the shape that the representation's entry tells: [embed_dim] for
-    vectors, [residues, embed_dim] for `per_tok`, and so on. Not to be used where there is a reason."""
-    reasons: list[str | None]
-    """Why a sequence has nothing; None for those that have all."""
-
-
-@dataclass
-class _Task:
-    """Sequences submitted together, their pieces, and what has come of them."""
-
-    ticket: int
-    sequences: Sequence[bytes]
-    outputs: Sequence[Output]
-    progress: Callable[[int, int, float], None] | None
-    pieces: list[tuple[int, Piece]]
-    tokens: np.ndarray = field(init=False)
-    """int64 [pieces], with BOS and EOS."""
-    computed: list[Output] = field(init=False)
-    """The outputs, and what else it takes to make them of pieces."""
-    results: Pieces = field(init=False)
-    reasons: list[str | None] = field(init=False)
-    left: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.tokens = np.array([piece.stop - piece.start + 2 for _, piece in self.pieces], dtype=np.int64)
-        means = {Output(output.layer, "mean") for output in self.outputs if output.kind.needs_mean}
-        self.computed = sorted({*self.outputs, *means})
-        self.results = {output: [_NOTHING] * len(self.pieces) for output in self.computed}
-        self.reasons = [None] * len(self.sequences)
-        self.left = len(self.pieces)
-
-    def embedded(self, architecture: Architecture) -> Embedded:
-        """The results of the sequences from those of their pieces."""
-        firsts = np.flatnonzero(np.diff([row for row, _ in self.pieces], prepend=-1)).tolist()
-        values: Pieces = {output: [] for output in self.outputs}
-        for reason, (first, last) in zip(self.reasons, pairwise([*firsts, len(self.pieces)]), strict=True):
-            kept = [piece.keep_stop - piece.keep_start for _, piece in self.pieces[first:last]]
-            for output in self.outputs:
-                if reason:
-                    values[output].append(np.full(output.kind.shape(0, architecture), np.nan, np.float32))
-                else:
-                    means = self.results.get(Output(output.layer, "mean"), [])[first:last]
-                    values[output].append(combine(output, self.results[output][first:last], kept, means))
-        return Embedded(values, self.reasons)
 
 
 class _Running(NamedTuple):
     """A pack in hand."""
 
-    task: _Task
+    task: Task
     members: np.ndarray
     result: Future[Represented]
     alone: bool
@@ -104,6 +50,7 @@ class Engine:
     a GPU, results are copied back while the next pack is computed.
 
     `exact` gives the same model in float32, for what is not finite in 16 bit; it is called when it is first needed.
+    With `apart`, each sequence goes through the model alone, those of a pack side by side, layer by layer.
     """
 
     def __init__(
@@ -113,6 +60,7 @@ class Engine:
         tokens_per_pack: int = CPU_TOKENS,
         threads: int = 1,
         exact: Callable[[], Esm] | None = None,
+        apart: bool = False,
     ) -> None:
         on_gpu = model.device.type == "cuda"
         self.model = model
@@ -120,6 +68,7 @@ class Engine:
         self.threads = threads
         self.figures = Figures()
         self._exact, self._exact_model = exact, None if exact else model
+        self._apart = apart
         self._loader = ThreadPoolExecutor(1)
         self._stream = torch.cuda.Stream(model.device) if on_gpu else None  # type: ignore[no-untyped-call]
         # Packs differ in time: a thread that is done with one should find the next.
@@ -127,7 +76,7 @@ class Engine:
         self._alone_next = 0
         """How many of the packs that wait are to be computed with nothing beside them."""
         self._compute = ThreadPoolExecutor(1 if on_gpu else threads, initializer=torch.set_num_threads, initargs=(1,))
-        self._waiting: deque[tuple[_Task, np.ndarray]] = deque()
+        self._waiting: deque[tuple[Task, np.ndarray]] = deque()
         self._running: deque[_Running] = deque()
         self._tickets = 0
 
@@ -142,11 +91,11 @@ class Engine:
 
         `progress` is called for each finished pack with its sequences, residues and FLOPs.
         """
-        pieces = [(row, piece) for row, residues in enumerate(sequences) for piece in treatment.pieces(len(residues))]
+        rows, bounds = treatment.all_pieces(np.fromiter(map(len, sequences), np.int64, len(sequences)))
         self._tickets += 1
         # What took the memory may be gone by now.
         self.tokens_per_pack = min(2 * self.tokens_per_pack, self._full_tokens_per_pack)
-        task = _Task(self._tickets, sequences, outputs, progress, pieces)
+        task = Task(self._tickets, sequences, outputs, progress, rows, bounds, self.model.architecture)
         packs = plan_packs(task.tokens, self.tokens_per_pack)
         self._waiting += [(task, members) for members in packs]
         used = [int(task.tokens[members].sum()) for members in packs]
@@ -178,10 +127,9 @@ class Engine:
         elif len(members) > 1:
             self._split(task, members)
         else:
-            row, piece = task.pieces[members[0]]
-            task.reasons[row] = f"{OUT_OF_MEMORY}: {piece.stop - piece.start} residues in one pass"
+            self._give_up(task, members[0])
             self._finish(task, members)
-        return [] if task.left else [(task.ticket, task.embedded(self.model.architecture))]
+        return [] if task.left else [(task.ticket, task.embedded())]
 
     def drain(self) -> Iterator[tuple[int, Embedded]]:
         """Step until nothing is left."""
@@ -212,25 +160,28 @@ class Engine:
             return True
         return not self._alone_next and not self._running[-1].alone and len(self._running) < self._ahead
 
-    def _launch(self, task: _Task, members: np.ndarray) -> None:
+    def _launch(self, task: Task, members: np.ndarray) -> None:
         tokens = task.tokens[members]
         if tokens.sum() > self.tokens_per_pack and len(members) > 1:
             packs = [members[chosen] for chosen in plan_packs(tokens, self.tokens_per_pack)]
             self._waiting.extendleft((task, pack) for pack in reversed(packs[1:]))
             members = packs[0]
-        loaded = self._loader.submit(Pack.of, *_stretches(task, members))
+        loaded = self._loader.submit(self._packs, task, members)
         result = self._compute.submit(self._represent, loaded, task.computed)
         self._running.append(_Running(task, members, result, alone=self._alone_next > 0))
         self._alone_next = max(self._alone_next - 1, 0)
 
-    def _represent(self, pack: Future[Pack], outputs: Sequence[Output]) -> Represented:
-        start = time.monotonic()
-        ready = pack.result()
-        self.figures.waiting_seconds += time.monotonic() - start
-        return represent(self.model, ready, outputs, self._stream)
+    def _packs(self, task: Task, members: np.ndarray) -> list[Pack]:
+        return [task.pack(members[[place]]) for place in range(len(members))] if self._apart else [task.pack(members)]
 
-    def _outcome(self, future: Future[Represented]) -> Pieces | None:
-        """A pack's results; None if memory did not suffice, for which PyTorch has no exception of its own on a CPU."""
+    def _represent(self, loaded: Future[list[Pack]], outputs: Sequence[Output]) -> Represented:
+        start = time.monotonic()
+        packs = loaded.result()
+        self.figures.waiting_seconds += time.monotonic() - start
+        return represent(self.model, packs, outputs, self._stream)
+
+    def _outcome(self, future: Future[Represented]) -> Results | None:
+        """Packs' results; None if memory did not suffice, for which PyTorch has no exception of its own on a CPU."""
         try:
             return future.result().get()
         except (torch.OutOfMemoryError, MemoryError):
@@ -245,14 +196,14 @@ class Engine:
                 ) from error
             raise
 
-    def _try_again(self, task: _Task, packs: Sequence[np.ndarray]) -> None:
+    def _try_again(self, task: Task, packs: Sequence[np.ndarray]) -> None:
         """Put these first, each to be computed with nothing beside it."""
         self._alone_next += len(packs)
         self._waiting.extendleft((task, members) for members in reversed(packs))
         if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _split(self, task: _Task, members: np.ndarray) -> None:
+    def _split(self, task: Task, members: np.ndarray) -> None:
         """Go on with halves of a pack; one that was larger than half the budget tells that the budget is too large."""
         self.figures.splits += 1
         tokens = task.tokens[members]
@@ -261,23 +212,36 @@ class Engine:
             self.tokens_per_pack = half
         self._try_again(task, [members[chosen] for chosen in plan_packs(tokens, half)])
 
-    def _take(self, task: _Task, members: np.ndarray, results: Pieces) -> None:
-        for place, member in enumerate(members):
-            values = {output: pieces[place] for output, pieces in results.items()}
-            if not _finite(values):
-                alone = represent(self.exact(), Pack.of(*_stretches(task, members[[place]])), task.computed).get()
-                values = {output: results[0] for output, results in alone.items()}
-                if not _finite(values):
-                    task.reasons[task.pieces[member][0]] = "non-finite representation"
-            for output, value in values.items():
-                task.results[output][member] = value
+    def _give_up(self, task: Task, member: int) -> None:
+        task.reasons[task.rows[member]] = f"{OUT_OF_MEMORY}: {task.tokens[member] - 2} residues in one pass"
+
+    def _take(self, task: Task, members: np.ndarray, results: Results) -> None:
+        task.take(members, results.values)
+        if not results.finite.all():
+            self._compute_exactly(task, members[~results.finite])
         self._finish(task, members)
 
-    def _finish(self, task: _Task, members: np.ndarray) -> None:
-        pieces = [task.pieces[member][1] for member in members]
+    def _compute_exactly(self, task: Task, members: np.ndarray) -> None:
+        """Compute pieces alone in float32, with nothing beside them; what is not finite even so gets a reason."""
+        wait([running.result for running in self._running])
+        packs = [task.pack(members[[place]]) for place in range(len(members))]
+        future = self._compute.submit(represent, self.exact(), packs, task.computed)
+        results = self._outcome(future)
+        del future
+        if results is None and len(members) > 1:
+            for half in np.array_split(members, 2):
+                self._compute_exactly(task, half)
+        elif results is None:
+            self._give_up(task, members[0])
+        else:
+            task.take(members, results.values)
+            for row in task.rows[members[~results.finite]]:
+                task.reasons[row] = "non-finite representation"
+
+    def _finish(self, task: Task, members: np.ndarray) -> None:
+        start, _, first, last = task.bounds[members].T
         tokens = task.tokens[members]
-        sequences = sum(piece.start == 0 for piece in pieces)
-        residues = sum(piece.keep_stop - piece.keep_start for piece in pieces)
+        sequences, residues = int((start == 0).sum()), int((last - first).sum())
         task.left -= len(members)
         self.figures.sequences += sequences
         self.figures.residues += residues
@@ -285,16 +249,3 @@ class Engine:
         if task.progress:
             depth = max(output.layer for output in task.outputs)
             task.progress(sequences, residues, float(self.model.architecture.flops(tokens, depth).sum()))
-
-
-def _stretches(task: _Task, members: np.ndarray) -> tuple[list[bytes], list[tuple[int, int]]]:
-    """What `Pack.of` takes for these pieces."""
-    chosen = [task.pieces[member] for member in members]
-    return (
-        [task.sequences[row][piece.start : piece.stop] for row, piece in chosen],
-        [(piece.keep_start - piece.start, piece.keep_stop - piece.start) for _, piece in chosen],
-    )
-
-
-def _finite(values: dict[Output, np.ndarray]) -> bool:
-    return all(np.isfinite(value).all() for value in values.values())

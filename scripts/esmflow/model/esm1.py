@@ -4,6 +4,7 @@ Rives et al. 2021, doi:10.1073/pnas.2016239118; Meier et al. 2021, doi:10.1101/2
 """
 
 import torch
+import torch.nn.functional as F
 
 from esmflow.alphabet import PADDING
 from esmflow.architecture import Architecture
@@ -25,7 +26,7 @@ class Esm1:
 
     def embed(self, x: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Layer 0: float32 [total tokens, embed_dim]. fair-esm counts positions from behind the padding's number."""
-        x = x + self._positions[positions + PADDING + 1]
+        x = x + F.embedding(positions + PADDING + 1, self._positions)
         return x if self._norm_before is None else self._norm_before(x)
 
     def angles(self, positions: torch.Tensor) -> None:

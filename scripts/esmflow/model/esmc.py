@@ -20,20 +20,21 @@ class EsmcLayer:
     """
 
     def __init__(self, tensors: Tensors, name: str, architecture: Architecture) -> None:
-        self._heads, self._kernels = architecture.heads, tensors.kernels
-
         def arranged(rows: torch.Tensor) -> torch.Tensor:
             return tensors.kernels.arrange(rows, architecture.head_dim)
 
+        def rows(which: str) -> torch.Tensor:
+            return tensors.factor(f"{name}.{which}_proj.weight")
+
+        self._heads, self._kernels = architecture.heads, tensors.kernels
         self.attention_norm = tensors.norm(f"{name}.self_attn_layer_norm")
-        q, k, v = (tensors.factor(f"{name}.self_attn.{which}_proj.weight") for which in "qkv")
-        self._qkv = dense((torch.cat([arranged(q), arranged(k), v]), None))
+        qkv = torch.cat([arranged(rows("self_attn.q")), arranged(rows("self_attn.k")), rows("self_attn.v")])
+        self._qkv = dense((qkv, None))
         of_queries, of_keys = (tensors.take(f"{name}.self_attn.{which}_norm.weight") for which in "qk")
         self.qk_norm = LayerNorm(torch.stack([arranged(of_queries), arranged(of_keys)]), None, tensors.norm_eps)
         self._out = dense(tensors.linear(f"{name}.self_attn.out_proj", bias=False))
         self.ffn_norm = tensors.norm(f"{name}.final_layer_norm")
-        gate, up = (tensors.factor(f"{name}.{which}_proj.weight") for which in ("gate", "up"))
-        self._gate_up = dense((torch.cat([gate, up]), None))
+        self._gate_up = dense((torch.cat([rows("gate"), rows("up")]), None))
         self._down = dense(tensors.linear(f"{name}.down_proj", bias=False))
 
     def qkv(self, normed: torch.Tensor) -> torch.Tensor:
@@ -58,6 +59,5 @@ class Esmc(Rotary):
     def __init__(self, tensors: Tensors, architecture: Architecture) -> None:
         super().__init__(frequencies(architecture.head_dim, tensors.device))
         self.share = 1 / math.sqrt(architecture.layers / 36)
-        names = (f"layers.{number}" for number in range(architecture.layers))
-        self.layers = [EsmcLayer(tensors, name, architecture) for name in names]
+        self.layers = tensors.layers(lambda name: EsmcLayer(tensors, name, architecture), architecture.layers)
         self.norm_after = tensors.norm("emb_layer_norm_after", bias=False)

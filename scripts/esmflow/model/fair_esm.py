@@ -3,7 +3,7 @@
 import torch
 
 from esmflow.architecture import Architecture
-from esmflow.model.parts import Tensors, dense
+from esmflow.model.parts import Layers, Tensors, dense
 
 
 class FairEsmLayer:
@@ -12,15 +12,14 @@ class FairEsmLayer:
     qk_norm = None
 
     def __init__(self, tensors: Tensors, name: str, architecture: Architecture, *, rotary: bool) -> None:
+        def rows(which: str, part: str) -> torch.Tensor:
+            rows = tensors.factor(f"{name}.self_attn.{which}_proj.{part}")
+            return tensors.kernels.arrange(rows, architecture.head_dim) if rotary and which != "v" else rows
+
         self._heads = architecture.heads
         self.attention_norm = tensors.norm(f"{name}.self_attn_layer_norm")
-        weights, biases = (
-            [tensors.factor(f"{name}.self_attn.{which}_proj.{part}") for which in "qkv"] for part in ("weight", "bias")
-        )
-        if rotary:
-            for rows in (weights, biases):
-                rows[:2] = [tensors.kernels.arrange(part, architecture.head_dim) for part in rows[:2]]
-        self._qkv = dense((torch.cat(weights), torch.cat(biases)))
+        weight, bias = (torch.cat([rows(which, part) for which in "qkv"]) for part in ("weight", "bias"))
+        self._qkv = dense((weight, bias))
         self._out = dense(tensors.linear(f"{name}.self_attn.out_proj"))
         self.ffn_norm = tensors.norm(f"{name}.final_layer_norm")
         self._fc1_gelu = dense(tensors.linear(f"{name}.fc1"), gelu=True)
@@ -39,7 +38,6 @@ class FairEsmLayer:
         return self._fc2(self._fc1_gelu(normed))
 
 
-def fair_esm_layers(tensors: Tensors, architecture: Architecture, *, rotary: bool) -> list[FairEsmLayer]:
+def fair_esm_layers(tensors: Tensors, architecture: Architecture, *, rotary: bool) -> Layers[FairEsmLayer]:
     """All layers of a model, in order. rotary: whether queries and keys are turned by their positions."""
-    names = (f"layers.{number}" for number in range(architecture.layers))
-    return [FairEsmLayer(tensors, name, architecture, rotary=rotary) for name in names]
+    return tensors.layers(lambda name: FairEsmLayer(tensors, name, architecture, rotary=rotary), architecture.layers)

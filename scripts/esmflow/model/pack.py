@@ -8,11 +8,13 @@ import torch
 
 from esmflow.alphabet import BOS, EOS, MASK, MASK_LETTER, TOKENS, UNKNOWN
 
-_TOKEN_OF_BYTE = np.full(256, UNKNOWN, dtype=np.int64)
-_TOKEN_OF_BYTE[[ord(token) for token in TOKENS if len(token) == 1]] = [
-    number for number, token in enumerate(TOKENS) if len(token) == 1
-]
+#: The number of each letter's token; what is none is unknown.
+_TOKEN_OF_BYTE = bytearray([UNKNOWN]) * 256
+for _number, _token in enumerate(TOKENS):
+    if len(_token) == 1:
+        _TOKEN_OF_BYTE[ord(_token)] = _number
 _TOKEN_OF_BYTE[ord(MASK_LETTER)] = MASK
+_TOKEN_OF_BYTE[ord("<")], _TOKEN_OF_BYTE[ord(">")] = BOS, EOS
 
 
 @dataclass(frozen=True)
@@ -20,26 +22,24 @@ class Pack:
     """Sequences laid end to end, each as BOS, residues, EOS; on the host."""
 
     tokens: np.ndarray
-    """int64 [total tokens]."""
+    """uint8 [total tokens]."""
     cu_seqlens: np.ndarray
     """int32 [sequences + 1]: where each sequence begins, and the end of the last."""
     kept: np.ndarray
     """int64 [sequences, 2]: the first token of each sequence that is pooled, and the one after the last."""
 
     @classmethod
-    def of(cls, sequences: Sequence[bytes], kept: Sequence[tuple[int, int]] | None = None) -> "Pack":
+    def of(cls, sequences: Sequence[bytes], kept: np.ndarray | None = None) -> "Pack":
         """Tokenise and concatenate sequences of upper-case residue letters and, for a mask, `MASK_LETTER`.
 
-        `kept` has the first residue of each that is pooled, and the one after the last; without it, all are.
+        kept: int64 [sequences, 2], the first residue of each that is pooled, and the one after the last; without it,
+        all are.
         """
-        letters = np.frombuffer(b"".join(b"<" + residues + b">" for residues in sequences), dtype=np.uint8)
-        tokens = _TOKEN_OF_BYTE[letters]
-        ends = np.cumsum([len(residues) + 2 for residues in sequences])
-        tokens[ends - 1] = EOS
-        tokens[np.concatenate([[0], ends[:-1]])] = BOS
-        cu_seqlens = np.concatenate([[0], ends])
-        ranges = np.array(kept or [(0, len(residues)) for residues in sequences]) + cu_seqlens[:-1, None] + 1
-        return cls(tokens, cu_seqlens.astype(np.int32), ranges)
+        tokens = np.frombuffer(bytearray(b"<" + b"><".join(sequences) + b">").translate(_TOKEN_OF_BYTE), np.uint8)
+        lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+        cu_seqlens = np.concatenate([[0], np.cumsum(lengths + 2)])
+        residues = np.column_stack([np.zeros_like(lengths), lengths]) if kept is None else kept
+        return cls(tokens, cu_seqlens.astype(np.int32), residues + cu_seqlens[:-1, None] + 1)
 
     @property
     def lengths(self) -> np.ndarray:
@@ -51,12 +51,6 @@ class Pack:
         """int64 [sequences]: how many tokens of each are masks."""
         masks: np.ndarray = np.add.reduceat(self.tokens == MASK, self.cu_seqlens[:-1], dtype=np.int64)
         return masks
-
-    @property
-    def positions(self) -> np.ndarray:
-        """int64 [total tokens]: the place of each token in its sequence, from 0."""
-        positions: np.ndarray = np.arange(len(self.tokens)) - np.repeat(self.cu_seqlens[:-1], self.lengths)
-        return positions
 
 
 def upload(values: np.ndarray, device: torch.device) -> torch.Tensor:

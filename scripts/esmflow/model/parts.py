@@ -1,8 +1,8 @@
 """What layers are built of: a checkpoint's tensors on a device, dense layers and LayerNorms."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from esmflow.errors import DataError
 
 WeightAndBias = tuple[torch.Tensor, torch.Tensor | None]
 Dense = Callable[[torch.Tensor], torch.Tensor]
+_Layer = TypeVar("_Layer")
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class Tensors:
     norm_eps: float
     """What LayerNorms add to the variance."""
     kernels: Kernels
+    resident: bool = True
+    """Whether all layers' are on the device at the same time."""
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -89,10 +92,33 @@ class Tensors:
         """The LayerNorm of that name."""
         return LayerNorm(*self.pair(name, bias=bias), self.norm_eps)
 
+    def layers(self, make: Callable[[str], _Layer], count: int) -> "Layers[_Layer]":
+        """Those that `make` makes of each layer's tensors, which begin with the name that it is given."""
+        return Layers(make, count, resident=self.resident)
+
     def starting(self, *prefixes: str) -> "Tensors":
         """Those alone whose names start so."""
         kept = {name: tensor for name, tensor in self.tensors.items() if name.startswith(prefixes)}
         return replace(self, tensors=kept)
+
+
+class Layers(Sequence[_Layer]):
+    """A model's layers: all of them, or, of a model that is not resident, the one that was asked for last."""
+
+    def __init__(self, make: Callable[[str], _Layer], count: int, *, resident: bool) -> None:
+        self._make, self._count = make, count
+        self._made = {number: make(f"layers.{number}") for number in range(count)} if resident else {}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, number: Any) -> Any:
+        """The layer of that number, from 0."""
+        if number not in self._made:
+            # Before the other's weights come.
+            self._made.clear()
+            self._made[number] = self._make(f"layers.{number}")
+        return self._made[number]
 
 
 def dense(parameters: WeightAndBias, *, gelu: bool = False) -> Dense:

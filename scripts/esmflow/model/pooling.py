@@ -1,22 +1,29 @@
-"""From a pack to what is asked of its sequences, and from the device to the host."""
+"""From packs to what is asked of their sequences, and from the device to the host."""
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from esmflow.alphabet import MASK
+from esmflow.architecture import Architecture
 from esmflow.model.contacts import ContactMaps
 from esmflow.model.likelihoods import Likelihoods, log_probabilities
 from esmflow.model.pack import Pack, upload
 from esmflow.model.trunk import Esm
-from esmflow.representation import Output
+from esmflow.representation import Output, Values
 
-#: The results of pieces: for each output a float32 array per piece, of the shape that its representation's entry
-#: tells for the residues that are kept.
-Pieces = dict[Output, list[np.ndarray]]
+
+class Results(NamedTuple):
+    """What packs gave, sequence by sequence."""
+
+    values: dict[Output, Values]
+    finite: np.ndarray
+    """bool [sequences]."""
 
 
 class PackedLayer:
@@ -52,11 +59,11 @@ class PackedLayer:
     @property
     def bos(self) -> torch.Tensor:
         """The vectors of the BOS tokens: float32 [sequences, embed_dim]."""
-        return self.x[upload(self._pack.cu_seqlens[:-1].astype(np.int64), self.x.device)]
+        return self.x.index_select(0, upload(self._pack.cu_seqlens[:-1].astype(np.int64), self.x.device))
 
-    def split(self, values: torch.Tensor) -> list[torch.Tensor]:
-        """The rows of a packed tensor that are each sequence's kept residues."""
-        return [values[first:last] for first, last in self._pack.kept.tolist()]
+    def residues(self, values: torch.Tensor) -> torch.Tensor:
+        """The rows of a packed tensor that are kept residues: a copy, [kept residues, ...]."""
+        return values.index_select(0, self._kept)
 
     @cached_property
     def logits(self) -> torch.Tensor:
@@ -78,10 +85,18 @@ class PackedLayer:
         return log_probabilities(self.logits).float()
 
     @property
-    def contacts(self) -> list[torch.Tensor]:
-        """For each sequence float32 [residues, residues], once the last layer is computed."""
+    def contacts(self) -> torch.Tensor:
+        """Once the last layer is computed: float32 [sum of residues x residues], one map behind the other."""
         assert self._maps is not None
         return self._maps.maps()
+
+    @cached_property
+    def _kept(self) -> torch.Tensor:
+        """The tokens that are kept residues: int64 [kept residues]."""
+        firsts, lasts = self._pack.kept.T
+        counts = lasts - firsts
+        before = np.repeat(firsts - (counts.cumsum() - counts), counts)
+        return upload(np.arange(counts.sum()) + before, self.x.device)
 
     @cached_property
     def _segments(self) -> torch.Tensor:
@@ -91,52 +106,82 @@ class PackedLayer:
 
 
 class Represented:
-    """What a pack gave, on its way from the device to the host; without a stream, it is copied when it is asked for."""
+    """What packs gave, on its way from the device to the host; without a stream, it is copied when it is asked for.
 
-    def __init__(self, tensors: dict[Output, list[torch.Tensor]], stream: "torch.cuda.Stream | None" = None) -> None:
+    tensors: for each output the packs' values, end to end; kept: the residues that each sequence keeps.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[Output, torch.Tensor],
+        kept: np.ndarray,
+        architecture: Architecture,
+        stream: "torch.cuda.Stream | None" = None,
+    ) -> None:
+        self.tensors, self._kept, self._architecture = dict(tensors), kept, architecture
         self._arrived = None
         if stream is not None:
             stream.wait_stream(torch.cuda.current_stream(stream.device))
             with torch.cuda.stream(stream):
-                tensors = {output: [_download(value, stream) for value in values] for output, values in tensors.items()}
+                self.tensors = {output: _download(value, stream) for output, value in tensors.items()}
                 self._arrived = stream.record_event()
-        self._tensors = tensors
 
-    def get(self) -> Pieces:
+    def get(self) -> Results:
         """Wait for the copies and give them."""
         if self._arrived is not None:
             self._arrived.synchronize()
-        return {
-            output: [
-                row for value in values for row in ([value.cpu().numpy()] if output.ragged else value.cpu().numpy())
-            ]
-            for output, values in self._tensors.items()
-        }
+        values: dict[Output, Values] = {}
+        finite = np.ones(len(self._kept), dtype=bool)
+        for output, tensor in self.tensors.items():
+            array = tensor.cpu().numpy()
+            # What stays in pinned memory would keep more of it from the next pack than it fills.
+            array = array if self._arrived is None else array.copy()
+            values[output] = self._split(output, array) if output.ragged else array
+            if not np.isfinite(array).all():
+                finite &= [bool(np.isfinite(value).all()) for value in values[output]]
+        return Results(values, finite)
+
+    def _split(self, output: Output, array: np.ndarray) -> list[np.ndarray]:
+        """The value of each sequence, as a view."""
+        shapes = [output.kind.shape(residues, self._architecture) for residues in self._kept.tolist()]
+        ends = np.cumsum([math.prod(shape) for shape in shapes])
+        return [part.reshape(shape) for part, shape in zip(np.split(array.reshape(-1), ends[:-1]), shapes, strict=True)]
 
 
 @torch.inference_mode()
 def represent(
-    model: Esm, pack: Pack, outputs: Sequence[Output], stream: "torch.cuda.Stream | None" = None
+    model: Esm, packs: Sequence[Pack], outputs: Sequence[Output], stream: "torch.cuda.Stream | None" = None
 ) -> Represented:
-    """Run a pack through the model and take what is asked for, straight from each layer's packed tensor.
+    """Run packs through the model and take what is asked for, straight from each layer's packed tensor.
 
-    With a CUDA `stream`, results are copied to the host on it, while the device goes on with the next pack. What is
-    taken at masks is not to be asked for together with anything else.
+    Several packs go side by side, one layer of the model after the other, for which each layer's weights are fetched
+    once if they are not on the device. With a CUDA `stream`, results are copied to the host on it, while the device
+    goes on with the next packs. What is taken at masks is not to be asked for together with anything else.
     """
     by_layer: defaultdict[int, list[Output]] = defaultdict(list)
     for output in outputs:
         by_layer[output.layer].append(output)
+    layers = by_layer if len(packs) == 1 else range(max(by_layer) + 1)
+    taken: dict[Output, list[torch.Tensor]] = {output: [] for output in outputs}
+    for together in zip(*(_layers(model, pack, layers, outputs) for pack in packs), strict=True):
+        for number, layer in together:
+            for output in by_layer.get(number, []):
+                assert output.kind.take, "put together from the output of masked copies"
+                taken[output].append(output.kind.take(layer))
+    tensors = {output: torch.cat(values) if len(values) > 1 else values[0] for output, values in taken.items()}
+    kept = np.concatenate([np.diff(pack.kept)[:, 0] for pack in packs])
+    return Represented(tensors, kept, model.architecture, stream)
+
+
+def _layers(
+    model: Esm, pack: Pack, layers: Collection[int], outputs: Sequence[Output]
+) -> Iterator[tuple[int, PackedLayer]]:
+    """Those layers of a pack, each the caller's until the next is asked for."""
     maps = ContactMaps(model, pack) if any(output.kind.from_attention for output in outputs) else None
     at_masks = all(output.kind.at_masks for output in outputs)
     rows = upload(np.flatnonzero(pack.tokens == MASK), model.device) if at_masks else None
-    tensors: dict[Output, list[torch.Tensor]] = {}
-    for number, x in model.representations(pack, by_layer, maps.observe if maps else None, rows):
-        layer = PackedLayer(x, pack, model, maps)
-        for output in by_layer[number]:
-            assert output.kind.take, "put together from the output of masked copies"
-            values = output.kind.take(layer)
-            tensors[output] = values if isinstance(values, list) else [values]
-    return Represented(tensors, stream)
+    for number, x in model.representations(pack, layers, maps.observe if maps else None, rows):
+        yield number, PackedLayer(x, pack, model, maps)
 
 
 def _download(value: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:

@@ -7,6 +7,8 @@ What families have otherwise is in a file of each (`family.py` says what there i
 """
 
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -22,7 +24,7 @@ from esmflow.model.family import Family
 from esmflow.model.kernels import choose_kernels
 from esmflow.model.layouts import Checkpoint
 from esmflow.model.pack import Pack, upload
-from esmflow.model.parts import Tensors
+from esmflow.model.parts import LayerNorm, Tensors, WeightAndBias
 
 #: What a precision computes matrix products in.
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -33,12 +35,27 @@ FAMILIES: dict[str, Callable[[Tensors, Architecture], Family]] = {
 }
 
 
+@dataclass
+class _Stream:
+    """A pack on its way through the layers."""
+
+    x: torch.Tensor
+    """The residual stream, which the layers change in place: float32 [total tokens, embed_dim]."""
+    delta: torch.Tensor | None
+    """What the layer before gave, as long as it is not added to x."""
+    turn: torch.Tensor | None
+    lengths: list[int]
+    cu_seqlens: torch.Tensor
+    observe: Callable[[int, torch.Tensor], None] | None
+
+
 class Esm:
     """An ESM trunk with its weights on one device.
 
     precision: `fp32`, or `fp16` or `bf16` for the matrix products and attention; embeddings, the residual stream,
     LayerNorms and rotary positions are float32 in any case. attention: a kernel's name or `auto`; kernels: the name of
-    what computes between matrix products and attention, likewise.
+    what computes between matrix products and attention, likewise. Without `resident`, the layers' weights stay where
+    the checkpoint has them, and those of one layer at a time come to the device.
     Raises DataError for weights that lack a tensor, DeviceError for a kernel that does not work here.
     """
 
@@ -50,14 +67,16 @@ class Esm:
         precision: str = "fp32",
         attention: str = "auto",
         kernels: str = "auto",
+        resident: bool = True,
     ) -> None:
         self.architecture = architecture = checkpoint.architecture
         self.device = device
         self.precision = precision
+        self.resident = resident
         self._dtype = dtype = DTYPES[precision]
         self.attention, self._attend = choose(attention, device, dtype, architecture.heads, architecture.head_dim)
         self.kernels, self._kernels = choose_kernels(kernels, device, dtype, architecture)
-        tensors = Tensors(checkpoint.tensors, device, dtype, architecture.norm_eps, self._kernels)
+        tensors = Tensors(checkpoint.tensors, device, dtype, architecture.norm_eps, self._kernels, resident)
         self._embedding = tensors.take("embed_tokens.weight")
         if architecture.token_dropout:
             # Lin et al. 2023: a mask has no embedding; in training 12 % of the tokens were masks, so that the others
@@ -84,33 +103,41 @@ class Esm:
         """
         lengths = pack.lengths.tolist()
         cu_seqlens = upload(pack.cu_seqlens, self.device)
-        positions = upload(pack.positions, self.device)
-        family, add_norm = self._family, self._kernels.add_norm
+        starts, total = cu_seqlens[:-1], len(pack.tokens)
+        begun = starts.repeat_interleave(cu_seqlens.diff(), output_size=total)
+        positions = torch.arange(total, device=self.device) - begun
+        family, kernels = self._family, self._kernels
         x, angles = family.embed(self._embed(pack), positions), family.angles(positions)
-        turn = None if angles is None else self._kernels.turn(angles)
+        turn = None if angles is None else kernels.turn(angles)
         if 0 in layers:
             yield 0, x
-        # What the layer before gave, as long as it is not added to x.
-        delta: torch.Tensor | None = None
-        for number, layer in enumerate(family.layers[: max(layers)], 1):
-            norm = layer.attention_norm
-            normed = norm(x).to(self._dtype) if delta is None else add_norm(x, delta, family.share, norm, self._dtype)
-            qkv = layer.qkv(normed)
-            if turn is not None:
-                self._kernels.rotate(qkv, turn, layer.qk_norm)
-            if observe:
-                observe(number, qkv)
-            attended = self._attend(qkv, cu_seqlens, lengths)
-            if rows is not None and number == max(layers):
-                x, attended = x[rows], attended[rows]
-            normed = add_norm(x, layer.out(attended), family.share, layer.ffn_norm, self._dtype)
-            delta = layer.feed_forward(normed)
+        stream = _Stream(x, None, turn, lengths, cu_seqlens, observe)
+        depth = max(layers)
+        for number in range(1, depth + 1):
+            stream.delta = delta = self._through(number, stream, rows if number == depth else None)
             if number == len(family.layers):
-                yield number, add_norm(x, delta, family.share, family.norm_after, torch.float32)
+                yield number, kernels.add_norm(stream.x, delta, family.share, family.norm_after, torch.float32)
             elif number in layers:
-                x.add_(delta, alpha=family.share)
-                delta = None
-                yield number, x
+                stream.x.add_(delta, alpha=family.share)
+                stream.delta = None
+                yield number, stream.x
+
+    def _through(self, number: int, stream: "_Stream", rows: torch.Tensor | None) -> torch.Tensor:
+        """Take a pack through a layer, which is held no longer than this takes; gives what is to be added to x."""
+        layer, share, kernels = self._family.layers[number - 1], self._family.share, self._kernels
+        x, norm, dtype = stream.x, layer.attention_norm, self._dtype
+        qkv = layer.qkv(
+            norm(x).to(dtype) if stream.delta is None else kernels.add_norm(x, stream.delta, share, norm, dtype)
+        )
+        if stream.turn is not None:
+            kernels.rotate(qkv, stream.turn, layer.qk_norm)
+        if stream.observe:
+            stream.observe(number, qkv)
+        attended = self._attend(qkv, stream.cu_seqlens, stream.lengths)
+        if rows is not None:
+            x, attended = x.index_select(0, rows), attended.index_select(0, rows)
+        stream.x = x
+        return layer.feed_forward(kernels.add_norm(x, layer.out(attended), share, layer.ffn_norm, dtype))
 
     @torch.inference_mode()
     def logits(self, x: torch.Tensor) -> torch.Tensor:
@@ -118,20 +145,24 @@ class Esm:
 
         Raises DataError if the weights have no such head.
         """
-        x = F.gelu(F.linear(x, *self._heads.pair("lm_head.dense")))
-        x = self._heads.norm("lm_head.layer_norm")(x)
-        return F.linear(x, *self._heads.pair("lm_head"))
+        (dense, norm, last) = self._lm_head
+        return F.linear(norm(F.gelu(F.linear(x, *dense))), *last)
 
     def _embed(self, pack: Pack) -> torch.Tensor:
         """The tokens' embedding: float32 [total tokens, embed_dim]."""
-        x = self._embedding[upload(pack.tokens, self.device)]
+        x = F.embedding(upload(pack.tokens, self.device).int(), self._embedding)
         masks = pack.masks
         if self.architecture.token_dropout and masks.any():
             scale = np.repeat(pack.lengths / (pack.lengths - masks), pack.lengths)
             x *= upload(scale.astype(np.float32), self.device)[:, None]
         return x
 
-    @property
+    @cached_property
+    def _lm_head(self) -> tuple[WeightAndBias, LayerNorm, WeightAndBias]:
+        heads = self._heads
+        return heads.pair("lm_head.dense"), heads.norm("lm_head.layer_norm"), heads.pair("lm_head")
+
+    @cached_property
     def contact_regression(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights [layers, heads] and bias [1] of the contact head. Raises DataError if the weights have none."""
         weight, bias = (self._heads.take(f"contact_head.regression.{part}") for part in ("weight", "bias"))

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from esmflow import __version__, files
 from esmflow.planned_model import Space
-from esmflow.representation import Output
+from esmflow.representation import Output, Values
 from esmflow.sealed import open_file, seal
 from esmflow.shortage import is_shortage
 from esmflow.store.quarantine import SetAsideError, reading
@@ -129,20 +129,19 @@ def commit(
     path: Path,
     keys: pa.Array,
     reasons: Sequence[str | None],
-    values: Mapping[Output, Sequence[np.ndarray]],
+    values: Mapping[Output, Values],
     metadata: Mapping[str, str],
 ) -> None:
     """Write a shard in one atomic step to the path that `Store.path` gave for it.
 
-    keys: binary(32) [sequences]; values: for each output a float32 array per sequence, of which those with a reason
-    are left out. Committing the same shard again replaces it with an equal one.
+    keys: binary(32) [sequences]; values: of each output, of which those of sequences with a reason do not count.
+    Committing the same shard again replaces it with an equal one.
     """
     fields = [pa.field("key", pa.binary(32), nullable=False), pa.field("reason", pa.string())]
     columns: list[pa.Array] = [keys, pa.array(reasons, pa.string())]
-    for output, arrays in values.items():
-        column = _column(
-            output, [np.zeros_like(value) if reason else value for value, reason in zip(arrays, reasons, strict=True)]
-        )
+    refused = [row for row, reason in enumerate(reasons) if reason]
+    for output, of_sequences in values.items():
+        column = _column(output, of_sequences, refused)
         fields.append(pa.field(str(output), column.type, nullable=False))
         columns.append(column)
     schema = pa.schema(fields, metadata_for(metadata))
@@ -168,9 +167,17 @@ def _commit(path: Path, table: pa.Table) -> None:
         seal(temporary)
 
 
-def _column(output: Output, arrays: Sequence[np.ndarray]) -> pa.Array:
+def _column(output: Output, values: Values, refused: Sequence[int]) -> pa.Array:
+    """The values of sequences, with zeros where they are refused."""
     if not output.ragged:
-        return vector_array(np.stack(arrays))
+        vectors = np.asarray(values, dtype=np.float32)
+        if refused:
+            vectors = vectors.copy()
+            vectors[refused] = 0
+        return vector_array(vectors)
+    arrays = list(values)
+    for row in refused:
+        arrays[row] = np.zeros_like(arrays[row])
     offsets = np.concatenate([[0], np.cumsum([array.size for array in arrays])])
     flat = pa.array(np.concatenate([array.reshape(-1) for array in arrays]))
     return pa.LargeListArray.from_arrays(pa.array(offsets), flat)

@@ -110,7 +110,8 @@ def load_engine(
     esm = Esm(weights.load(model.descriptor), device, precision=precision, attention=model.attention)
 
     def exact() -> Esm:
-        return Esm(weights.load(model.descriptor), device)
+        # On a GPU, the weights in float32 are twice what is there already, and may be more than has room beside it.
+        return Esm(weights.load(model.descriptor), device, resident=device.type == "cpu")
 
     engine = Engine(
         esm,

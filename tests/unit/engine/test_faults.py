@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import random_weights
 import reference
 import torch
 from esmflow.architecture import Architecture
 from esmflow.engine.budget import probe_tokens
 from esmflow.engine.device import require_memory, weights_bytes
-from esmflow.engine.engine import Embedded, Engine
+from esmflow.engine.engine import Engine
+from esmflow.engine.task import Embedded
 from esmflow.errors import DeviceError
-from esmflow.model import weights
+from esmflow.model import fair_esm, weights
+from esmflow.model.fair_esm import FairEsmLayer
 from esmflow.model.pack import Pack
+from esmflow.model.parts import Tensors
 from esmflow.model.pooling import Represented
 from esmflow.model.trunk import Esm
 from esmflow.representation import Output
@@ -133,9 +137,59 @@ def test_the_budget_that_a_shortage_made_small_grows_again(tiny: Path) -> None:
 
 def test_results_on_a_device_are_copied_before_they_become_arrays() -> None:
     """Without a GPU, by a device whose tensors have nothing to copy, which PyTorch says of itself."""
-    values = {OUTPUT: [torch.empty(2, 3, device="meta")]}
+    values = {OUTPUT: torch.empty(2, 3, device="meta")}
+    shape = random_weights.esm2(3, 64, 4)
     with pytest.raises(NotImplementedError, match="copy out of meta tensor"):
-        Represented(values).get()
+        Represented(values, np.array([5, 7]), shape).get()
+
+
+def test_what_has_too_little_memory_beside_other_packs_is_computed_in_float32_without_them(tiny: Path) -> None:
+    """All is infinite in 16 bit, of which float32 has room for one sequence at a time, and none while a pack runs."""
+    running: list[int] = []
+
+    class Infinite(FaultyEsm):
+        def representations(self, pack: Pack, *arguments: Any) -> Iterator[tuple[int, torch.Tensor]]:
+            running.append(len(pack.tokens))
+            for layer, x in super().representations(pack, *arguments):
+                yield layer, x * torch.inf
+            running.remove(len(pack.tokens))
+
+    class Exact(FaultyEsm):
+        def representations(self, pack: Pack, *arguments: Any) -> Iterator[tuple[int, torch.Tensor]]:
+            running.append(len(pack.tokens))
+            try:
+                if len(running) > 1:
+                    raise torch.OutOfMemoryError("CUDA out of memory")
+                yield from super().representations(pack, *arguments)
+            finally:
+                running.remove(len(pack.tokens))
+
+    exact = Exact(tiny, lambda _: None)
+    engine = Engine(Infinite(tiny, lambda _: None), tokens_per_pack=300, threads=2, exact=lambda: exact)
+    assert_equal(engine.embed(SEQUENCES, [OUTPUT]), healthy(tiny))
+    engine.close()
+
+
+def test_packs_side_by_side_take_each_layers_weights_to_the_device_once(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+
+    class Counted(FairEsmLayer):
+        def __init__(self, tensors: Tensors, name: str, *arguments: Any, **options: Any) -> None:
+            made.append(name)
+            super().__init__(tensors, name, *arguments, **options)
+
+    monkeypatch.setattr(fair_esm, "FairEsmLayer", Counted)
+    apart = Engine(Esm(weights.read([tiny]), CPU, resident=False), tokens_per_pack=10_000, apart=True)
+    outputs = [OUTPUT, Output(1, "per_tok"), Output(3, "contacts")]
+    found = apart.embed(SEQUENCES, outputs)
+    assert made == ["layers.0", "layers.1", "layers.2"]
+    assert_equal(found, healthy(tiny))
+    together = Engine(Esm(weights.read([tiny]), CPU)).embed(SEQUENCES, outputs)
+    for output in outputs[1:]:
+        for ours, theirs in zip(found.values[output], together.values[output], strict=True):
+            assert np.allclose(ours, theirs, atol=1e-5)
 
 
 def test_a_lost_device_is_an_error_with_its_cause(tiny: Path) -> None:

@@ -18,6 +18,8 @@ from esmflow.model.trunk import Esm
 from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
 from esmflow.representation import Output
 from esmflow.treatment import Treatment
+from hypothesis import given
+from hypothesis import strategies as st
 
 TOLERANCE = 1e-5
 
@@ -85,6 +87,16 @@ def test_pieces_keep_every_residue_once_and_cost_what_they_take(tmp_path: Path, 
     assert said == (f"windowed:{len(parts)}" if len(parts) > 1 else "truncated:30" if len(kept) < length else None)
 
 
+@given(
+    lengths=st.lists(st.integers(1, 200), max_size=20), name=st.sampled_from(["whole", "truncate-30", "window-30-10"])
+)
+def test_pieces_of_many_sequences_are_those_of_each(lengths: list[int], name: str) -> None:
+    treatment = Treatment.parse(name)
+    rows, bounds = treatment.all_pieces(np.array(lengths, dtype=np.int64))
+    expected = [(row, piece) for row, length in enumerate(lengths) for piece in treatment.pieces(length)]
+    assert [(row, tuple(piece)) for row, piece in zip(rows.tolist(), bounds.tolist(), strict=True)] == expected
+
+
 def test_windows_of_residues_are_stitched(tmp_path: Path) -> None:
     reference.tiny_esm2(tmp_path / "tiny.pt")
     engine = Engine(Esm(weights.read([tmp_path / "tiny.pt"]), torch.device("cpu")), tokens_per_pack=2048)
@@ -110,6 +122,8 @@ from esmflow.engine.engine import Engine
 from esmflow.model.trunk import Esm
 from esmflow.representation import Output
 from esmflow.treatment import Treatment
+from hypothesis import given
+from hypothesis import strategies as st
 engine = Engine(Esm(weights.read([Path(sys.argv[1])]), torch.device("cpu")), threads=1)
 engine.embed([b"MKV" * 10], [Output(1, "mean")])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -16,8 +16,9 @@ import torch
 import transformers
 from esmflow.architecture import Architecture
 from esmflow.engine.device import choose_precision
-from esmflow.engine.engine import Embedded, Engine
+from esmflow.engine.engine import Engine
 from esmflow.engine.self_check import self_check
+from esmflow.engine.task import Embedded
 from esmflow.errors import ConfigError, DataError
 from esmflow.model import weights
 from esmflow.model.adapters import adapter_files

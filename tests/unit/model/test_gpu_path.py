@@ -1,9 +1,11 @@
 """The forward pass as a GPU runs it, traced without one: devices, kernels, and what they move through memory."""
 
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import random_weights
@@ -16,6 +18,8 @@ from esmflow.model.pack import Pack
 from esmflow.model.pooling import represent
 from esmflow.model.trunk import Esm
 from esmflow.representation import REPRESENTATIONS, Output
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from tracing import CUDA, Traffic, empty_checkpoint, on_a_gpu_that_is_not_there, without_content
 
 PRECISIONS = ["fp32", "fp16", "bf16"]
@@ -60,9 +64,9 @@ def test_all_that_a_forward_pass_makes_is_on_the_gpu(
                     for layer in layers
                     if layer == shape.layers or not REPRESENTATIONS[name].of_last_layer
                 ]
-                tensors = represent(model, pack, outputs)._tensors
-                assert {x.device for values in tensors.values() for x in values} == {CUDA}
-                assert {x.dtype for values in tensors.values() for x in values} == {torch.float32}
+                tensors = represent(model, [pack], outputs).tensors.values()
+                assert {x.device for x in tensors} == {CUDA}
+                assert {x.dtype for x in tensors} == {torch.float32}
 
 
 SHAPES = {
@@ -121,3 +125,44 @@ def test_without_triton_a_layer_moves_no_more_than_its_parts_need(
     kernels, moved = one_layer(kind, precision, "plain", monkeypatch)
     print(f"\n{kind} {precision}: {len(kernels)} kernels, {moved:.1f} bytes: {', '.join(kernels)}")
     assert moved <= PLAIN[kind, precision]
+
+
+class Held(TorchDispatchMode):
+    """The most bytes on the GPU that tensors have had together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._storages: set[int] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        result = function(*arguments, **(options or {}))
+        for x in tree_leaves(result):
+            if isinstance(x, torch.Tensor) and x.device == CUDA and (number := id(x.untyped_storage())):
+                self._count(x.untyped_storage(), number)
+        return result
+
+    def _count(self, storage: torch.UntypedStorage, number: int) -> None:
+        if number not in self._storages:
+            self._storages.add(number)
+            size = storage.nbytes()
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._free, number, size)
+
+    def _free(self, number: int, size: int) -> None:
+        self._storages.discard(number)
+        self.now -= size
+
+
+@pytest.mark.parametrize("kind", SHAPES)
+def test_float32_beside_16_bit_takes_the_memory_of_one_layer(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    shape = replace(SHAPES[kind], layers=12)
+    bytes_per_layer = 4 * shape.layer_numbers
+    outputs = [Output(12, "mean"), Output(6, "per_tok")]
+    packs = [Pack.of([residues]) for residues in PACK]
+    with on_a_gpu_that_is_not_there(monkeypatch), Held() as held:
+        exact = Esm(empty_checkpoint(shape), CUDA, attention="sdpa", kernels="plain", resident=False)
+        represent(exact, packs, outputs)
+        print(f"\n{kind}: {held.most / bytes_per_layer:.2f} layers")
+        assert bytes_per_layer <= held.most <= 1.25 * bytes_per_layer

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import reference
 import torch
-from esmflow.engine.engine import Embedded, Engine
+from esmflow.engine.engine import Engine
+from esmflow.engine.task import Embedded
 from esmflow.model import weights
 from esmflow.model.trunk import Esm
 from esmflow.representation import RAGGED, VECTORS, Output

@@ -9,8 +9,9 @@ import random_weights
 import reference
 import torch
 from esmflow.engine.device import choose_precision
-from esmflow.engine.engine import Embedded, Engine
+from esmflow.engine.engine import Engine
 from esmflow.engine.self_check import self_check
+from esmflow.engine.task import Embedded
 from esmflow.errors import DeviceError
 from esmflow.model import weights
 from esmflow.model.attention import choose
