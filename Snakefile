@@ -22,13 +22,15 @@ if not workflow.config_settings.configfiles:
 include: "rules/common.smk"
 include: "rules/functions.smk"
 include: "rules/made_for.smk"
+include: "rules/targets.smk"
 
 
 # The first rule, and so the default target, but not below a rule of a workflow that uses this one as a module.
 rule all:
     input:
-        *PRODUCTS,
-        refusals,
+        uncut,
+        *TARGETS["all"],
+        refusals("all"),
     localrule: True
 
 
@@ -40,5 +42,4 @@ include: "rules/embed.smk"
 include: "rules/features.smk"
 include: "rules/contigs.smk"
 include: "rules/exports.smk"
-include: "rules/refused.smk"
 include: "rules/report.smk"

@@ -1,4 +1,4 @@
-rule contigs:
+rule contig_table:
     input:
         table_receipts,
         renew(CONTIGS, of_contigs_pooled),

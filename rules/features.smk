@@ -1,4 +1,4 @@
-rule features:
+rule feature_table:
     input:
         table_receipts,
         catalog=CATALOG,
@@ -28,7 +28,7 @@ rule features:
         f"{RECORD}"
 
 
-use rule features as features_in_parts with:
+use rule feature_table as feature_table_in_parts with:
     input:
         table_receipts,
         catalog=CATALOG,
@@ -46,7 +46,7 @@ use rule features as features_in_parts with:
         made_for=of_parts,
 
 
-rule residues:
+rule residue_file:
     input:
         table_receipts,
         renew(RESIDUES, of_table),
@@ -77,7 +77,7 @@ rule residues:
         f"{RECORD}"
 
 
-rule status:
+rule status_file:
     input:
         sample_receipts,
         renew(STATUS, of_status),

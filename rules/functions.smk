@@ -88,11 +88,16 @@ def read_plan():
     return current_plan()
 
 
-def tables(wildcards):
-    """All tables and residue files."""
-    plan = read_plan()
-    paths = (table_path(TableName.parse(name), in_parts=name in plan.in_parts) for name in plan.tables)
-    return list(dict.fromkeys(map(str, paths)))
+def planned_in(*directories):
+    """The function for the paths of what the plan is to make in these directories of the results, or in all."""
+
+    def paths(wildcards):
+        plan = read_plan()
+        made = [table_path(name, in_parts=str(name) in plan.in_parts) for name in map(TableName.parse, plan.tables)]
+        kept = (path for path in made if not directories or path.relative_to(RESULTS.root).parts[0] in directories)
+        return list(dict.fromkeys(map(str, kept)))
+
+    return paths
 
 
 def statuses(wildcards):
@@ -101,14 +106,12 @@ def statuses(wildcards):
     return [str(RESULTS.status(sample)) for sample in SAMPLES if sample not in refused]
 
 
-def refusals(wildcards):
-    """What is never made, so that a run with samples that were refused fails, after all else is made."""
-    return [str(RESULTS.refused)] if read_plan().refused else []
-
-
 def table_path(name, in_parts):
     """Where a table of the plan lies."""
     return RESULTS.table_parts(name) if in_parts else RESULTS.made(name)
+
+
+tables = planned_in()
 
 
 def table_receipts(wildcards):
@@ -280,5 +283,46 @@ def held_spec(layout):
     return spec
 
 
-# What a run makes, but for the refusals, which come last.
-PRODUCTS = (tables, contig_tables, exports, statuses)
+# What a run may be asked for by name. Of the rules that make these files, Snakemake takes no name as a target: they have
+# wildcards.
+TARGETS = {
+    "all": [tables, contig_tables, exports, statuses],
+    "features": [planned_in("features")],
+    "residues": [planned_in("residues")],
+    "likelihoods": [planned_in("likelihoods")],
+    "variants": [planned_in("variants")],
+    "contigs": [contig_tables],
+    "exports": [exports],
+    "status": [statuses],
+}
+# The rules that Snakemake knows of before there is a plan.
+BEFORE_PLAN = {"fetch_model", "ingest", "mask", "match_variants", "plan", "preflight", "report"}
+IS_MODULE = not workflow.modifier.is_main_snakefile()
+
+
+def uncut(wildcards):
+    """No inputs; but ends what would be cut short by options that act before there is a plan, and seem to be done."""
+    settings = workflow.dag_settings
+    cutting = {
+        "--until": set(settings.until) - BEFORE_PLAN - TARGETS.keys(),
+        "--omit-from": settings.omit_from,
+        "--batch": settings.batch,
+    }
+    for option in [option for option, value in cutting.items() if value and not IS_MODULE]:
+        print(
+            f"error: {option}: what there is to do is known only after the plan; give targets instead, of "
+            f"{', '.join(TARGETS)}, or paths of outputs",
+            file=sys.stderr,
+        )
+        sys.exit(78)
+    return []
+
+
+def refusals(target):
+    """The function for what is never made: so a run with refused samples fails, after all else of the target is made."""
+    return lambda wildcards: [str(RESULTS.refused(target))] if read_plan().refused else []
+
+
+def target_files(wildcards):
+    """All that a target stands for, but for the refusals."""
+    return [path for files in TARGETS[wildcards.target] for path in files(wildcards)]

@@ -56,7 +56,7 @@ rule masked_marginals:
         f"{RECORD}"
 
 
-rule likelihoods:
+rule likelihood_table:
     input:
         renew(LIKELIHOODS, of_likelihoods),
         lambda wildcards: named_receipts(TableName(wildcards.sample, wildcards.model, "likelihoods")),
@@ -114,7 +114,7 @@ rule match_variants:
         f"{RECORD}"
 
 
-rule variants:
+rule variant_table:
     input:
         renew(VARIANT_TABLE, of_variants),
         variant_receipts,

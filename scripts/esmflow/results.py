@@ -159,10 +159,9 @@ class Results:
         """The directory of a sample's exports of a model, or of those that are of no model."""
         return self.root / "exports" / sample / (model or "")
 
-    @property
-    def refused(self) -> Path:
-        """What a run with samples that were refused asks for last. It is never made."""
-        return self.root / "refused"
+    def refused(self, target: str) -> Path:
+        """What a run with samples that were refused asks for last, for a target. It is never made."""
+        return self.root / "refused" / target
 
     @property
     def report(self) -> Path:
