@@ -7,9 +7,11 @@ from snakemake.settings.types import DeploymentMethod
 
 sys.path.insert(0, SCRIPTS)
 
+from esmflow import allocation
 from esmflow.config.declaration import check_config
 from esmflow.errors import ConfigError, EsmflowError
 from esmflow.files import sha256
+from esmflow.heartbeat import Heartbeat
 from esmflow.inputs.kinds import KINDS
 from esmflow.inputs.samples import read_samples, require_contigs
 from esmflow.planned_model import CLEANING_VERSION, NUMERICS_VERSION, ModelSpec

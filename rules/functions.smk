@@ -2,7 +2,6 @@
 
 import functools
 import json
-import math
 import re
 
 
@@ -209,14 +208,22 @@ def job_attention(wildcards):
     return ",".join(f"{model}={MODELS[model]['attention']}" for model in planned(wildcards).models)
 
 
+def attempt_before(wildcards, attempt):
+    """The last heartbeat of a job's attempt before this one; None if there was none."""
+    path = RESULTS.heartbeat(wildcards.job)
+    return Heartbeat.load(path) if attempt > 1 and path.exists() else None
+
+
 def job_minutes(wildcards, attempt):
-    """Minutes to ask for: five to start and twice what the plan expects; double that after the first attempt."""
-    return (5 + math.ceil(2 * planned(wildcards).minutes)) * min(attempt, 2)
+    """Minutes to ask for."""
+    last = attempt_before(wildcards, attempt)
+    return allocation.minutes(planned(wildcards).minutes, last, config["workers"].get("max_minutes"))
 
 
 def job_memory(wildcards, attempt):
-    """Megabytes to ask for: what the plan expects; double that after the first attempt."""
-    return planned(wildcards).memory_mb * min(attempt, 2)
+    """Megabytes to ask for."""
+    last = attempt_before(wildcards, attempt)
+    return allocation.memory_mb(planned(wildcards).memory_mb, last, config["workers"].get("max_mem_mb"))
 
 
 def contig_tables(wildcards):

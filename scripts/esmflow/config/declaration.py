@@ -188,6 +188,22 @@ class Workers(_Part):
         change="nothing",
         default="auto",
     )
+    # None where it is left out; nobody can write that.
+    max_minutes: int = _key(
+        "minutes that a job asks a cluster for at most, such as its partition's limit: what is not done by then is "
+        "left to the next attempt",
+        example=1440,
+        change="nothing",
+        default=None,
+        ge=1,
+    )
+    max_mem_mb: int = _key(
+        "megabytes of memory that a job asks a cluster for at most, such as those of a node",
+        example=64000,
+        change="nothing",
+        default=None,
+        ge=1,
+    )
 
 
 class Tables(_Part):
