@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import yaml
+from snakemake.cli import parse_set_resources
+from snakemake.profiles import ProfileConfigFileParser
 from workflow import ROOT
 
 ENVS = ROOT / "envs"
@@ -53,3 +55,14 @@ def test_the_profiles_for_slurm_differ_only_in_how_they_ask_for_a_gpu() -> None:
     assert gpus.pop("gpu_model") == gres.pop("gres").split(":")[1]
     assert gres.pop("gpu") == 0
     assert gpus == gres
+
+
+@pytest.mark.parametrize("name", ["slurm", "slurm-gres"])
+def test_snakemake_takes_the_profiles_for_slurm_with_all_lines_deleted_that_may_go(name: str, tmp_path: Path) -> None:
+    lines = (ROOT / "profiles" / name / "config.yaml").read_text().splitlines()
+    kept = [line for line in lines if not line.strip().startswith(("slurm_", "gpu_model:", "gres:", "gpu:"))]
+    assert len(lines) - len(kept) in (3, 4)
+    (tmp_path / "config.yaml").write_text("\n".join(kept))
+    with (tmp_path / "config.yaml").open() as file:
+        profile = ProfileConfigFileParser().parse(file)
+    assert parse_set_resources(profile["set-resources"])["embed"]
