@@ -119,6 +119,12 @@ def _interrupted_early(*_: object) -> None:
     os._exit(IncompleteError.exit_code)
 
 
+# Before numpy and pyarrow are imported, which else begin with threads for every core: commands take one, but for the
+# processes of a worker, which set it for themselves.
+for _variable in ("OMP_NUM_THREADS", "ARROW_IO_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+
 class _WithoutPandas(MetaPathFinder):
     """Makes pandas absent: no command needs it, and pyarrow would import it, in a quarter of a second."""
 

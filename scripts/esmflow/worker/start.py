@@ -26,6 +26,7 @@ class Start:
         Raises DeviceError if PyTorch cannot use the GPU.
         """
         self.hide_other_gpus(index)
+        os.environ["OMP_NUM_THREADS"] = str(self.threads)
         from esmflow.worker.process import Embedder
 
         return Embedder.start(
