@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := scripts tests benchmarks
+PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 # On a machine with a GPU, whose own Python may be all that there is: tests/gpu/requirements.txt.
 GPU_PYTHON ?= $(if $(wildcard .venv/run),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo demo-contigs test test-slurm lint documents bench test-gpu bench-gpu
+.PHONY: demo demo-contigs check test test-slurm lint documents bench test-gpu bench-gpu
 
 demo: .venv/run
 	$(BIN)/snakemake --profile profiles/local --configfile config/demo.yaml -- all report
@@ -18,8 +19,12 @@ demo-contigs: .venv/run
 	$(BIN)/snakemake --profile profiles/local --configfile config/contigs.yaml
 	$(BIN)/python scripts/summary.py results/contigs_demo
 
+# What a change most likely breaks.
+check: lint
+	$(PYTEST) tests/unit/test_*.py $(addprefix tests/unit/,plan store tables inputs/test_fasta.py model/test_parity.py)
+
 test: .venv/dev
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
+	$(PYTEST)
 
 # Needs root, and says why it skips without.
 test-slurm: .venv/dev

@@ -1,5 +1,6 @@
 """The conda environments and containers have the versions that requirements.txt pins."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ def test_the_environment_for_gpus_has_flash_attn_and_the_pytorch_that_conda_buil
     conda, pip = installed("gpu.yaml")
     assert {line for line in requirements() if not line.startswith("torch==")} == pip
     assert any(part.startswith("flash-attn=") for part in conda)
+
+
+def test_the_lock_has_what_is_required_each_with_checksums() -> None:
+    """Lines of the lock: NAME==VERSION, perhaps a marker, and a backslash before the checksums."""
+    text = (ROOT / "requirements.lock").read_text()
+    locked = re.findall(r"(?m)^(\S+==\S+).*\\$\n +--hash=sha256:[0-9a-f]{64}", text)
+    names = [line.partition("==") for line in requirements()]
+    assert {f"{name.replace('_', '-').lower()}=={version}" for name, _, version in names} <= set(locked)
+    assert len(locked) == len(re.findall(r"(?m)^\w\S*==", text))
 
 
 @pytest.mark.parametrize(
