@@ -1,4 +1,4 @@
-"""A real SLURM of one node on this machine, in namespaces of its own: its processes end with it and nothing is left."""
+"""A real SLURM of two nodes on this machine, in namespaces of its own: its processes end with it, nothing is left."""
 
 import json
 import os
@@ -14,6 +14,8 @@ import psutil
 from workflow import DEADLINE, ROOT, Workspace, wait_until
 
 HERE = Path(__file__).parent
+#: The second node, which only the partitions that say so have: there is what befalls nodes.
+SPARE = "spare"
 NEEDED = ["munged", "slurmctld", "slurmd", "ip"]
 
 #: What a user changes in the profile. There are no accounts here, and the GPUs are fake: they are asked for, and the
@@ -25,7 +27,7 @@ CHANGES = {
     "gres: gpu:a100:1": "gres: gpu:fake:1",
 }
 # Fake GPUs must have device files. Memory is enforced without cgroups, by looking every second. A requeued job is held
-# until its credential has expired.
+# until its credential has expired. A node is down once it was silent for SlurmdTimeout.
 _CONFIG = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -47,18 +49,26 @@ DefMemPerCPU=500
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=200000
 SlurmdParameters=config_overrides
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 ReturnToService=2
+SlurmdTimeout=15
 MinJobAge=3600
 KillWait=5
 SlurmctldPidFile={root}/slurmctld.pid
-SlurmdPidFile={root}/slurmd.pid
+SlurmdPidFile={root}/slurmd-%n.pid
 SlurmctldLogFile={root}/slurmctld.log
-SlurmdLogFile={root}/slurmd.log
+SlurmdLogFile={root}/slurmd-%n.log
 StateSaveLocation={root}/state
-SlurmdSpoolDir={root}/spool
+SlurmdSpoolDir={root}/spool-%n
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs=8 CoresPerSocket=8 RealMemory=64000 Gres=gpu:fake:{gpus} State=UNKNOWN
-PartitionName=batch Nodes=ALL Default=YES MaxTime=60 State=UP
+NodeName=DEFAULT CPUs=8 CoresPerSocket=8 RealMemory=64000 Gres=gpu:fake:{gpus} State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1
+NodeName={spare} NodeAddr=127.0.0.1 Port=6828
+PartitionName=batch Nodes={host} Default=YES MaxTime=60 State=UP
+PartitionName=cheap Nodes={spare} PriorityTier=1 PreemptMode=REQUEUE MaxTime=60 State=UP
+PartitionName=scavenger Nodes={spare} PriorityTier=1 PreemptMode=CANCEL MaxTime=60 State=UP
+PartitionName=urgent Nodes={spare} PriorityTier=2 PreemptMode=OFF MaxTime=60 State=UP
 """
 
 
@@ -84,6 +94,32 @@ class Cluster:
     def processes(self) -> list[psutil.Process]:
         return [self.init, *self.init.children(recursive=True)]
 
+    def start_daemon(self, *command: str, node: str | None = None) -> None:
+        """Start slurmctld, or a node's slurmd, as at the beginning."""
+        uts = ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', node] if node else []
+        self.run(*uts, *command)
+
+    def kill_controller(self) -> None:
+        """kill -9 of slurmctld."""
+        self._kill([process for process in self.processes() if process.name() == "slurmctld"])
+
+    def kill_node(self, node: str) -> None:
+        """kill -9 of a node's slurmd, of its job steps, and of all that runs in them."""
+        pid = int((self.root / f"slurmd-{node}.pid").read_text())
+        [daemon] = [process for process in self.processes() if pid in _pids(process)]
+        host = _host(daemon)
+        self._kill([process for process in self.processes() if _host(process) == host])
+
+    def _kill(self, processes: list[psutil.Process]) -> None:
+        assert processes
+        for process in processes:
+            process.kill()
+        psutil.wait_procs(processes, DEADLINE)
+
+    def node_state(self, node: str) -> str:
+        """A node's state as `sinfo` has it: idle, mix, alloc, drain, drng, down, ... with * if it does not answer."""
+        return self.run("sinfo", "--noheader", "--format=%t", "--partition=urgent", f"--nodes={node}").strip()
+
     def queue(self) -> list[str]:
         """The ids of the jobs that wait or run."""
         return self.run("squeue", "--noheader", "--format=%A").split()
@@ -103,11 +139,13 @@ class OnCluster(Workspace):
 
     cluster: Cluster
     profile: str = "slurm"
+    partition: str = "batch"
 
     def command(self, *arguments: str, config: str = "config.yaml") -> list[str]:
         text = (ROOT / "profiles" / self.profile / "config.yaml").read_text()
         for old, new in CHANGES.items():
             text = text.replace(old, new)
+        text = text.replace("slurm_partition: batch", f"slurm_partition: {self.partition}")
         (self.root / "profile").mkdir(exist_ok=True)
         (self.root / "profile" / "config.yaml").write_text(text)
         snakemake = super().command(*arguments, config=config)
@@ -163,12 +201,12 @@ def cluster(root: Path, gpus: int = 2) -> Iterator[Cluster]:
     """
     (root / "slurm").mkdir(parents=True)
     host = socket.gethostname().partition(".")[0]
-    (root / "slurm" / "slurm.conf").write_text(_CONFIG.format(root=root, host=host, gpus=gpus))
+    (root / "slurm" / "slurm.conf").write_text(_CONFIG.format(root=root, host=host, spare=SPARE, gpus=gpus))
     (root / "slurm" / "gres.conf").write_text(f"Name=gpu Type=fake File={root}/gpu[0-{gpus - 1}]\n")
     unshare = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
     with (root / "daemons.log").open("wb") as log:
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig=KILL", *unshare, HERE / "daemons.sh", root, host, str(gpus)],
+            ["setpriv", "--pdeathsig=KILL", *unshare, HERE / "daemons.sh", root, str(gpus), host, SPARE],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -176,6 +214,10 @@ def cluster(root: Path, gpus: int = 2) -> Iterator[Cluster]:
     try:
         wait_until(lambda: bool(psutil.Process(process.pid).children()), process)
         started = Cluster(root, psutil.Process(process.pid).children()[0])
+        wait_until(lambda: (root / "munge.socket").exists(), process)
+        started.start_daemon("slurmctld")
+        for node in (host, SPARE):
+            started.start_daemon("slurmd", "-N", node, node=node)
         wait_until(lambda: _is_ready(started), process)
         assert process.poll() is None, (root / "daemons.log").read_text()
         yield started
@@ -187,5 +229,17 @@ def cluster(root: Path, gpus: int = 2) -> Iterator[Cluster]:
 
 
 def _is_ready(cluster: Cluster) -> bool:
-    command = cluster.command("sinfo", "--noheader", "--format=%t")
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() == "idle"
+    command = cluster.command("sinfo", "--noheader", "--Node", "--format=%t")
+    return set(subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()) == {"idle"}
+
+
+def _pids(process: psutil.Process) -> list[int]:
+    """The numbers of a process, from the outermost namespace to its own."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith("NSpid:")]
+    return [int(word) for word in line.split()[1:]]
+
+
+def _host(process: psutil.Process) -> str:
+    """What tells the namespace of a process's host name, which all of a node have in common."""
+    return str(Path(f"/proc/{process.pid}/ns/uts").readlink())
