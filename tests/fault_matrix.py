@@ -31,6 +31,21 @@ SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 ERRORS = {"read": (errno.EIO,)}
 WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EIO)
 KINDS = ("create", "write", "fsync", "truncate", "rename", "mkdir", "read")
+#: Where each command writes.
+MADE = {
+    "ingest": ["results/catalog", "results/sequences"],
+    "fetch_model": ["results/models"],
+    "plan": ["results/plan"],
+    "embed": ["store", "results/receipts"],
+    "features": ["results/features/a/m/layer3.mean.parquet"],
+    "parts": ["results/features/a/m/x.parts"],
+    "residues": ["results/residues"],
+    "status": ["results/status"],
+    "csv": ["results/exports/e.csv.gz"],
+    "uniprot_h5": ["results/exports/e.h5"],
+    "anndata": ["results/exports/e.h5ad"],
+    "fair_esm_pt": ["results/exports/pt"],
+}
 #: What a command may end with where something stopped it: bad data, cannot write, run again.
 TOLD = {65, 69, 73, 75}
 SPEC = {"layers": [-1], "representations": ["mean", "per_tok"], "long_sequences": "truncate", "max_length": 60}
@@ -284,15 +299,11 @@ def _before(whole: Run, target: Path, step: str) -> Run:
     for name in ("tiny.pt", "a.fasta", "samples.tsv"):
         shutil.copy2(whole.root / name, target)
     steps = list(run.steps())
-    made = {
-        "ingest": ["results/catalog", "results/sequences"],
-        "fetch_model": ["results/models"],
-        "plan": ["results/plan"],
-        "embed": ["store", "results/receipts"],
-    }
     for before in steps[: steps.index(step)]:
-        for place in made.get(before, []):
-            shutil.copytree(whole.root / place, target / place)
+        for place in MADE[before]:
+            source = whole.root / place
+            (target / place).parent.mkdir(parents=True, exist_ok=True)
+            (shutil.copytree if source.is_dir() else shutil.copy2)(source, target / place)
     return run
 
 
