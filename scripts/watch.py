@@ -11,7 +11,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
-from esmflow.errors import ConfigError
+from esmflow.errors import ConfigError, IncompleteError
 from esmflow.results import Results
 from esmflow.watch import look
 from rich.console import Console
@@ -32,7 +32,10 @@ def main(options: Namespace) -> None:
         console = Console(width=250, no_color=True, highlight=False, file=sys.stdout)
         console.print(run.table() if run and run.jobs else run.summary() if run else "no plan yet")
     else:
-        _follow(Results(options.results))
+        try:
+            _follow(Results(options.results))
+        except KeyboardInterrupt:
+            raise IncompleteError("no longer watched; the run itself goes on") from None
 
 
 def _follow(results: Results) -> None:

@@ -1,10 +1,18 @@
 """Errors that a user can act on, each with its exit code (sysexits.h)."""
 
 
+def printable(text: str) -> str:
+    """A text in one line: what a terminal would obey, or not show, is written as in Python."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class EsmflowError(Exception):
     """An error whose text is one line: what, where and what to do."""
 
     exit_code = 1
+
+    def __init__(self, text: str) -> None:
+        super().__init__(printable(text))
 
 
 class DataError(EsmflowError):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -98,3 +99,19 @@ def test_a_directory_that_is_none_is_told_of(tmp_path: Path) -> None:
     result = script("watch", "nowhere", "--once", cwd=tmp_path)
     assert result.returncode == 78
     assert "nowhere: no such directory" in result.stderr
+
+
+def test_one_that_is_ended_says_that_the_run_goes_on(tmp_path: Path) -> None:
+    command = [sys.executable, ROOT / "scripts/watch.py", tmp_path]
+    watcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+
+    def handles_sigterm() -> bool:
+        [caught] = re.findall(r"SigCgt:\s*(\w+)", Path(f"/proc/{watcher.pid}/status").read_text())
+        return bool(int(caught, 16) & 1 << signal.SIGTERM - 1)
+
+    wait_until(handles_sigterm)
+    watcher.terminate()
+    _, told = watcher.communicate()
+    assert watcher.returncode == 75
+    assert told.endswith("error: no longer watched; the run itself goes on\n")
+    assert "same command" not in told

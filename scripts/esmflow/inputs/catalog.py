@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from esmflow import files
-from esmflow.errors import DataError
+from esmflow.errors import DataError, printable
 from esmflow.inputs.fasta import Fasta
 from esmflow.inputs.kinds import KINDS
 from esmflow.origin import ANOTHER_CONTIG
@@ -152,7 +152,7 @@ def _ingest(sample: str, fastas: Iterable[Fasta], catalog: Path, sequences: Path
                 log.warning("%s: no records in this file", file.path)
         if invalid and fail_on_invalid:
             for text in invalid:
-                log.error("%s", text)
+                log.error("%s", printable(text))
             raise DataError(
                 f"{refused:,} of {records:,} records are invalid, the first is {invalid[0]} (the log of ingest lists "
                 f"{len(invalid)}); mend the FASTA or set 'invalid: skip'"

@@ -124,6 +124,14 @@ def test_fail_on_invalid_lists_the_first_20_and_leaves_nothing(
     assert files_left(tmp_path) == [tmp_path / "0.fa"]
 
 
+def test_control_characters_of_an_id_are_told_as_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(DataError) as caught:
+        ingest_all(tmp_path, b">a\x1b[31mred\x07 x\nM-K\n", fail_on_invalid=True)
+    for text in (str(caught.value), caplog.text.rstrip("\n")):
+        assert text.isprintable()
+        assert r"a\x1b[31mred\x07" in text
+
+
 def test_fail_on_invalid_passes_what_is_valid(tmp_path: Path) -> None:
     catalog, _ = ingest_all(tmp_path, FIRST, fail_on_invalid=True)
     assert len(catalog) == 3
