@@ -115,6 +115,6 @@ def _receive(url: str, target: Path, part: _Part) -> tuple[int, int]:
 
 
 def _tag(reply: requests.Response) -> str:
-    """A short name of the file's version (its ETag) that can be part of a path."""
-    etag = reply.headers.get("ETag")
-    return hashlib.sha256(etag.encode()).hexdigest()[:8] if etag else ""
+    """A short name of the file's version (its ETag, else its time of change) that can be part of a path."""
+    version = reply.headers.get("ETag") or reply.headers.get("Last-Modified")
+    return hashlib.sha256(version.encode()).hexdigest()[:8] if version else ""

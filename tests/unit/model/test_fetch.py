@@ -48,6 +48,8 @@ class Server:
     """Compress the reply for a client that says that it takes gzip, as some proxies do."""
     etag: str = ""
     """Tells this version of the file."""
+    changed: str = ""
+    """Tells when the file was changed."""
     between: Callable[[], object] | None = None
     """Called once, amid the first reply."""
     asked: list[str | None] = field(default_factory=list)
@@ -80,6 +82,8 @@ def handler(server: Server) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(body)))
             if server.etag:
                 self.send_header("ETag", server.etag)
+            if server.changed:
+                self.send_header("Last-Modified", server.changed)
             self.end_headers()
             body = body[: server.cut_after]
             if call := server.between:
@@ -161,13 +165,16 @@ def test_a_download_that_is_cut_again_and_again_comes_to_its_end(tmp_path: Path,
     assert (tmp_path / FILE).read_bytes() == server.content
 
 
-def test_a_file_that_was_replaced_after_a_cut_is_downloaded_anew(tmp_path: Path, server: Server) -> None:
-    server.etag, server.cut_after = '"1"', 5 << 19
+@pytest.mark.parametrize("header", ["etag", "changed"])
+def test_a_file_that_was_replaced_after_a_cut_is_downloaded_anew(tmp_path: Path, server: Server, header: str) -> None:
+    setattr(server, header, '"1"')
+    server.cut_after = 5 << 19
     with pytest.raises(DataError, match=FILE):
         fetch(NAME, "fair-esm", tmp_path, url=server.url)
     assert len(list(tmp_path.iterdir())) == 1
     reference.tiny_esm2(tmp_path / "other.pt", layers=4, embed_dim=160, heads=4, seed=1)
-    server.content, server.etag, server.cut_after = (tmp_path / "other.pt").read_bytes(), '"2"', None
+    server.content, server.cut_after = (tmp_path / "other.pt").read_bytes(), None
+    setattr(server, header, '"2"')
     (tmp_path / "other.pt").unlink()
     fetch(NAME, "fair-esm", tmp_path, url=server.url)
     assert server.asked[0] is None
