@@ -14,7 +14,7 @@ from esmflow.files import sha256
 from esmflow.heartbeat import Heartbeat
 from esmflow.inputs.kinds import KINDS
 from esmflow.inputs.samples import read_samples, require_contigs
-from esmflow.planned_model import CLEANING_VERSION, NUMERICS_VERSION, ModelSpec
+from esmflow.planned_model import CLEANING_VERSION, NUMERICS_VERSION, ModelSpec, refused_model
 from esmflow.representation import NAMES, REPRESENTATIONS, VARIANTS, VECTORS, file_stem_pattern
 from esmflow.results import Results, TableName
 from esmflow.run_plan import RunPlan

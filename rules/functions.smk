@@ -121,7 +121,8 @@ def table_receipts(wildcards):
 def named_receipts(name):
     """The receipts of the jobs that what has that name in the plan needs."""
     plan = read_plan()
-    return [] if name.sample in plan.refused else expand(RECEIPT, job=plan.tables[str(name)])
+    left_out = name.sample in plan.refused or name.model in plan.refused_models
+    return [] if left_out else expand(RECEIPT, job=plan.tables[str(name)])
 
 
 def sample_receipts(wildcards):
@@ -326,8 +327,8 @@ def uncut(wildcards):
 
 
 def refusals(target):
-    """The function for what is never made: so a run with refused samples fails, after all else of the target is made."""
-    return lambda wildcards: [str(RESULTS.refused(target))] if read_plan().refused else []
+    """The function for what is never made: so a run fails that left something out, after all else of the target is made."""
+    return lambda wildcards: [str(RESULTS.refused(target))] if read_plan().left_out else []
 
 
 def target_files(wildcards):

@@ -14,12 +14,16 @@ def record(output):
     return str(RESULTS.made_for(Path(output)))
 
 
-def renew(output, made_for):
-    """An input function without inputs: if the output was made for something else, Snakemake is to make it again."""
+def renew(output, made_for, unless=lambda path: False):
+    """An input function without inputs: if the output was made for something else, Snakemake is to make it again.
+
+    So it is where `unless` says of the output that it is to be tried once more.
+    """
 
     def nothing(wildcards):
         path, told = (Path(pattern.format(**wildcards)) for pattern in (output, record(output)))
-        if path.exists() and not (told.exists() and told.read_text().strip() == made_for(wildcards)):
+        right = told.exists() and told.read_text().strip() == made_for(wildcards)
+        if path.exists() and (not right or unless(path)):
             workflow.dag.forcefiles.add(str(told))
         return []
 

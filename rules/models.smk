@@ -1,6 +1,6 @@
 rule fetch_model:
     input:
-        renew(DESCRIPTOR, of_descriptor),
+        renew(DESCRIPTOR, of_descriptor, unless=refused_model),
         lambda wildcards: inputs(local_weights(wildcards.model)),
     output:
         descriptor=DESCRIPTOR,
@@ -22,5 +22,5 @@ rule fetch_model:
     shell:
         '"$ESMFLOW_PYTHON" "$ESMFLOW"/fetch_model.py'
         " --log {log:q} --model {wildcards.model:q} --weights={params.weights:q}"
-        " {params.checksum:q} {params.adapter:q} {params.contacts:q} --directory={params.directory:q} --descriptor={output.descriptor:q}"
+        " {params.checksum:q} {params.adapter:q} {params.contacts:q} --directory={params.directory:q} --descriptor={output.descriptor:q} --refuse"
         f"{RECORD}"

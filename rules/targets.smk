@@ -10,7 +10,7 @@ for target in [target for target in TARGETS if target != "all"]:
         localrule: True
 
 
-# One job for all samples that were refused, so that the run tells of each of them.
+# One job for all samples and models that were refused, so that the run tells of each of them.
 rule refused:
     input:
         target_files,

@@ -10,18 +10,22 @@ from math import inf
 from pathlib import Path
 
 from esmflow import command
+from esmflow.errors import DataError
 from esmflow.inputs.samples import read_samples
 from esmflow.plan.plan import plan
 from esmflow.plan.sizes import Sizes
-from esmflow.planned_model import PlannedModel
+from esmflow.planned_model import load_models
 from esmflow.results import Results
 from esmflow.store.store import Store
 
 
 def main(options: Namespace) -> None:
     results = Results(options.results)
+    models, refused = load_models(options.models, results)
+    if not models:
+        raise DataError("; ".join(refused.values()))
     plan(
-        [PlannedModel.load(name, config, results.descriptor(name)) for name, config in options.models.items()],
+        models,
         list(read_samples(options.samples)),
         results,
         Store(options.store),
@@ -36,6 +40,7 @@ def main(options: Namespace) -> None:
             local=options.local == "True",
         ),
         variants=options.variants,
+        refused_models=refused,
     )
 
 

@@ -15,7 +15,7 @@ from esmflow.run_plan import RunPlan
 def main(options: Namespace) -> None:
     plan = RunPlan.load(Results(options.results).plan)
     print(text(plan.preflight, options.store, options.results))
-    for line in plan.refused.values():
+    for line in plan.left_out:
         print(f"left out: {line}")
     print("Only the plan was made; nothing was embedded. The same command without 'preflight' does it.")
 

@@ -1,4 +1,4 @@
-"""Fail with a line for each sample that was refused, since a file of it cannot be used.
+"""Fail with a line for each sample and model that was refused, since a file of it cannot be used.
 
 In: the plan of a run. Out: nothing; it ends with 65.
 """
@@ -15,7 +15,7 @@ from esmflow.run_plan import RunPlan
 
 
 def main(options: Namespace) -> None:
-    for line in RunPlan.load(Results(options.results).plan).refused.values():
+    for line in RunPlan.load(Results(options.results).plan).left_out:
         logging.error("error: %s", line)
     sys.exit(DataError.exit_code)
 

@@ -8,7 +8,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
-from esmflow.planned_model import PlannedModel
+from esmflow.planned_model import load_models
 from esmflow.results import Results
 from esmflow.store.store import Store
 from esmflow.tables.status import write_status
@@ -16,7 +16,7 @@ from esmflow.tables.status import write_status
 
 def main(options: Namespace) -> None:
     results = Results(options.results)
-    models = [PlannedModel.load(name, config, results.descriptor(name)) for name, config in options.models.items()]
+    models, _ = load_models(options.models, results)
     write_status(
         results.catalog(options.sample),
         models,

@@ -15,9 +15,10 @@ from esmflow.run_plan import RunPlan
 
 def main(options: Namespace) -> None:
     results = Results(options.results)
-    refused = RunPlan.load(results.plan).refused if results.plan.exists() else {}
+    plan = RunPlan.load(results.plan) if results.plan.exists() else None
+    refused, left_out = (plan.refused, plan.left_out) if plan else ({}, [])
     samples = results.samples_with_status()
-    if not samples and not refused:
+    if not samples and not left_out:
         raise ConfigError(
             f"{options.results}: has no status files; give the directory that 'results' names, after a run"
         )
@@ -32,7 +33,7 @@ def main(options: Namespace) -> None:
             print(f"    {count:,} {reason}")
         for table in results.tables(sample):
             print(f"    {table}")
-    for line in refused.values():
+    for line in left_out:
         print(f"left out: {line}")
 
 

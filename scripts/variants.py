@@ -9,7 +9,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
-from esmflow.planned_model import PlannedModel
+from esmflow.planned_model import load_models
 from esmflow.results import Results
 from esmflow.store.store import Store
 from esmflow.tables.variants import write_variants
@@ -17,7 +17,7 @@ from esmflow.tables.variants import write_variants
 
 def main(options: Namespace) -> None:
     results = Results(options.results)
-    models = [PlannedModel.load(name, config, results.descriptor(name)) for name, config in options.models.items()]
+    models, _ = load_models(options.models, results)
     copies = {model.name: results.masked(options.sample, model.name) for model in models}
     write_variants(
         results.mutants(options.sample), models, copies, Store(options.store), results.variants(options.sample)

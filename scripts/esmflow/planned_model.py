@@ -1,6 +1,7 @@
 """A model of a run: what the config asks of it, what its weights are, and what follows from both."""
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import numpy as np
 
 from esmflow import files
 from esmflow.architecture import Architecture
-from esmflow.errors import ConfigError
+from esmflow.errors import ConfigError, DataError
 from esmflow.representation import REPRESENTATIONS, Output
+from esmflow.results import Results
 from esmflow.treatment import MASKED, WHOLE, Treatment
 
 #: Raised when the same text would be cleaned to other residues; part of the store's key.
@@ -73,6 +75,25 @@ class ModelSpec:
 
 
 @dataclass(frozen=True)
+class RefusedModel:
+    """What is in place of a model's descriptor if its weights cannot be had, or cannot be used."""
+
+    refused: str
+    """Why, in one line."""
+
+    def save(self, path: Path) -> None:
+        """Write it as JSON, in one atomic step."""
+        files.write_json(path, self)
+
+
+def refused_model(descriptor: Path) -> str | None:
+    """Why the model of this descriptor was refused; None if it was not."""
+    with suppress(DataError):
+        return files.read_json(descriptor, RefusedModel).refused
+    return None
+
+
+@dataclass(frozen=True)
 class Descriptor:
     """A model that is in place: where its weights lie, what they are, and the hash that keys the store."""
 
@@ -97,7 +118,9 @@ class Descriptor:
 
     @classmethod
     def load(cls, path: Path) -> "Descriptor":
-        """Read a descriptor written by `save`. Raises DataError if it is damaged."""
+        """Read a descriptor written by `save`. Raises DataError if it is damaged, or if the model was refused."""
+        if line := refused_model(path):
+            raise DataError(line)
         return files.read_json(path, cls)
 
 
@@ -223,3 +246,12 @@ class PlannedModel:
                 f"{where}: the weights have no head to score variants with; use weights that have it, or score the "
                 "variants in a run without this model"
             )
+
+
+def load_models(
+    configs: Mapping[str, Mapping[str, Any]], results: Results
+) -> tuple[list[PlannedModel], dict[str, str]]:
+    """The models of a run that can be used, and of those that were refused: why, by name."""
+    refused = {name: line for name in configs if (line := refused_model(results.descriptor(name)))}
+    usable = {name: config for name, config in configs.items() if name not in refused}
+    return [PlannedModel.load(name, config, results.descriptor(name)) for name, config in usable.items()], refused

@@ -54,6 +54,13 @@ class RunPlan:
     """The tables that are so large that they are to be written in parts."""
     refused: dict[str, str] = field(default_factory=dict)
     """The samples that are left out, since a file of theirs cannot be used: why, in a line for each."""
+    refused_models: dict[str, str] = field(default_factory=dict)
+    """The models that are left out, since their weights cannot be had or used: why, in a line for each."""
+
+    @property
+    def left_out(self) -> list[str]:
+        """A line for each sample and model that is left out."""
+        return [*self.refused.values(), *self.refused_models.values()]
 
     def save(self, path: Path) -> None:
         """Write the plan as JSON, in one atomic step."""

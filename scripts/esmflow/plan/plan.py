@@ -4,6 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -45,10 +46,12 @@ def plan(
     sizes: Sizes,
     *,
     variants: bool = False,
+    refused_models: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write the plan of a run, its jobs and its shards to the directory that `results` has for it.
 
-    variants: whether variants are to be scored, which `results` has for each sample.
+    variants: whether variants are to be scored, which `results` has for each sample. refused_models: why other models
+    are left out, by name.
 
     For each feature table the plan lists the jobs whose receipts it needs: those of this plan, and those of earlier
     ones that have a receipt, so that a table that gains nothing keeps its inputs. Names are derived from content.
@@ -65,7 +68,7 @@ def plan(
         for model in models
     }
     refused = {sample: line for sample in samples if (line := refusal(results.sequences(sample)))}
-    for line in refused.values():
+    for line in (*refused.values(), *refused_models.values()):
         log.warning("left out: %s", line)
     with files.atomic_directory(results.plan_directory) as directory:
         cutter = _Cutter(store, results, directory / "shards", sizes)
@@ -91,7 +94,8 @@ def plan(
             job.save(directory / "jobs" / results.job(job.name).name)
         _delete_receipts(receipts, jobs, results)
         in_parts = [str(table.name) for table in tables if table.divisible and table.size > sizes.part_bytes]
-        run_plan = RunPlan(summary, forecasts, _needs(tables, jobs, receipts), sorted(in_parts), refused)
+        needs = _needs(tables, jobs, receipts)
+        run_plan = RunPlan(summary, forecasts, needs, sorted(in_parts), refused, dict(refused_models))
         run_plan.save(directory / results.plan.name)
     log.info("%d shards in %d jobs", sum(len(job.shards) for job in jobs), len(jobs))
 

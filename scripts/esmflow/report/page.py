@@ -100,7 +100,7 @@ def write_report(
 ) -> None:
     """Write the page. config: what the user configured, to be shown as it is."""
     plan = RunPlan.load(results.plan)
-    for line in plan.refused.values():
+    for line in plan.left_out:
         log.warning("left out: %s", line)
     samples = [sample for sample in samples if sample not in plan.refused]
     outcomes = [read_status(results.status(sample), sample) for sample in samples]
@@ -109,7 +109,8 @@ def write_report(
     figures: dict[str, go.Figure] = {"lengths": lengths_plot({sample.name: sample.lengths for sample in outcomes})}
     if receipts:
         figures |= {"seconds": seconds_plot(receipts), "balance": balance_plot(receipts)}
-    planned = [PlannedModel(spec, Descriptor.load(results.descriptor(spec.name))) for spec in specs]
+    usable = [spec for spec in specs if spec.name not in plan.refused_models]
+    planned = [PlannedModel(spec, Descriptor.load(results.descriptor(spec.name))) for spec in usable]
     models = [_mapped(results, samples, model, number) for number, model in enumerate(planned)]
     likelihoods = [_likelihoods(results, samples, model, number) for number, model in enumerate(planned)]
     environment = jinja2.Environment(
@@ -119,7 +120,7 @@ def write_report(
     text = environment.get_template("report.html").render(
         made=datetime.now(UTC).isoformat(" ", "minutes").removesuffix("+00:00"),
         samples=outcomes,
-        refused=plan.refused,
+        refused=plan.refused | plan.refused_models,
         receipts=receipts[:_JOBS],
         jobs=len(receipts),
         models=models,
