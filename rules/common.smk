@@ -8,7 +8,7 @@ from snakemake.settings.types import DeploymentMethod
 sys.path.insert(0, SCRIPTS)
 
 from esmflow import allocation
-from esmflow.config.declaration import check_config
+from esmflow.config.check import check_config
 from esmflow.errors import ConfigError, EsmflowError
 from esmflow.files import sha256
 from esmflow.heartbeat import Heartbeat

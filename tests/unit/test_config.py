@@ -11,7 +11,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from esmflow.config.declaration import check_config
+from esmflow.config.check import check_config
 from esmflow.errors import ConfigError
 from esmflow.inputs.samples import read_samples
 from hypothesis import given

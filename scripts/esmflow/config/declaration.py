@@ -1,11 +1,9 @@
-"""The config, declared once: its checks and defaults are here, and from here `documents` writes of its keys."""
+"""The config, declared once; from here `check` knows what is right, and `documents` writes of its keys."""
 
-import difflib
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from esmflow.config.values import (
     AdapterDirectory,
@@ -17,15 +15,10 @@ from esmflow.config.values import (
     Sha256,
     TokensPerPack,
     Weights,
-    as_meant,
-    complaint,
-    dotted,
 )
-from esmflow.errors import ConfigError
 from esmflow.origin import POOLINGS
 from esmflow.representation import NAMES, RAGGED, VECTORS
 from esmflow.tables.exports import EXPORTS, OF_VARIANTS
-from esmflow.weights_source import HubRepository, WheelMember, is_path, require_official
 
 Representation = Literal[*NAMES]  # type: ignore[valid-type]
 Export = Literal[*EXPORTS, *OF_VARIANTS]  # type: ignore[valid-type]
@@ -308,54 +301,8 @@ class Config(_Part):
         return exports
 
 
-def check_config(config: Mapping[str, object], typed: Mapping[str, object] | None = None) -> dict[str, Any]:
-    """The config with its defaults filled in. Raises ConfigError for the first thing that is wrong with it.
-
-    `typed` is the part of it that was given with `--config`: Snakemake leaves numbers within `{}` and `[]` as text.
-    """
-    try:
-        checked = Config.model_validate(as_meant(config, typed))
-    except ValidationError as error:
-        errors = error.errors(include_url=False)
-        first = min(errors, key=lambda detail: detail["type"] not in ("extra_forbidden", "invalid_key"))
-        text = _unknown_key(first["loc"]) if first["type"] == "extra_forbidden" else complaint(first)
-        raise ConfigError(f"config: {text}") from None
-    for name, model in checked.models.items():
-        _check_weights(name, model.weights)
-    plain: dict[str, Any] = as_meant(checked.model_dump(mode="json", exclude_none=True))
-    return plain
-
-
-def _check_weights(name: str, weights: str) -> None:
-    if weights == "fair-esm":
-        require_official(name)
-    elif not is_path(weights):
-        try:
-            (HubRepository if weights.startswith("hf:") else WheelMember).parse(weights)
-        except ConfigError as error:
-            raise ConfigError(f"config: models.{name}.{error}") from None
-    elif not Path(weights).exists():
-        raise ConfigError(
-            f"config: models.{name}.weights: {weights!r} does not exist; "
-            "give the path of a weights file or directory, or 'fair-esm' for the official file"
-        )
-
-
-def _unknown_key(place: tuple[int | str, ...]) -> str:
-    """An unknown key with the one that was meant: of those that are known there, else one of that name elsewhere."""
-    *parents, key = place
-    known = list((_PARTS[str(parents[0])] if parents else Config).model_fields)
-    if near := difflib.get_close_matches(str(key), known, n=1, cutoff=0.5):
-        advice = f"did you mean '{near[0]}'?"
-    elif elsewhere := [name for name, part in _PARTS.items() if key in part.model_fields]:
-        advice = f"it is a key of '{elsewhere[0]}'"
-    else:
-        advice = f"known keys are {', '.join(known)}"
-    return f"{dotted(tuple(parents))}unknown key {key!r}; {advice}"
-
-
 #: The keys that hold other keys, `models` in each of its entries, with what declares these.
-_PARTS = {
+PARTS = {
     name: part
     for name, field in Config.model_fields.items()
     for part in (field.annotation, *get_args(field.annotation))

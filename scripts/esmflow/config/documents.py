@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from pydantic.json_schema import GenerateJsonSchema
 
-from esmflow.config.declaration import Config, check_config
+from esmflow.config.check import check_config
+from esmflow.config.declaration import Config
 
 _ROOT = Path(__file__).parents[3] / "config"
 _EXAMPLE = {"samples": "config/samples.tsv", "models": {"esm2_t33_650M_UR50D": {"weights": "fair-esm"}}}

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from esmflow.config.declaration import check_config
+from esmflow.config.check import check_config
 from esmflow.errors import ConfigError
 from esmflow.tables.exports import EXPORTS, safe_name
 from hypothesis import given
