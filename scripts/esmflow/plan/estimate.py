@@ -13,7 +13,7 @@ from esmflow.representation import Output
 ASSUMED_RATES = {("cpu", "fp32"): 1e11, ("cpu", "16 bit"): 2e10, ("cuda", "fp32"): 5e12, ("cuda", "16 bit"): 2e13}
 #: Until the first pack is computed: Python and its libraries, then the weights at this many bytes per second.
 _START_SECONDS, _LOAD_RATE = 10, 2e8
-#: Host memory of a worker without its weights. That of one with a GPU (CUDA's libraries, loader processes) is assumed.
+#: Host memory of a worker without its weights. That of one with a GPU (CUDA's libraries, pinned memory) is assumed.
 _BASE_BYTES = {"cpu": 1 << 30, "cuda": 5 << 30}
 #: Tokens in hand per CPU thread, at most, where the worker decides how many go into a pack.
 _AUTO_TOKENS = 1024
@@ -67,6 +67,7 @@ def memory_mb(
     outputs: Collection[Output],
     *,
     device: str,
+    gpus: int,
     threads: int,
     longest: int,
     tokens_per_pack: int | None,
@@ -74,14 +75,14 @@ def memory_mb(
 ) -> int:
     """Host memory in MB (2^20 bytes) that a job needs at its peak, rather too much than too little.
 
-    longest: residues of the longest piece that goes through the model at once; shard_bytes: float32 values of the
+    gpus: of the job, each of which has a process; longest: residues of the longest piece that goes through the model at once; shard_bytes: float32 values of the
     largest shard.
     """
     shape = descriptor.architecture
     stored = _stored_bytes(descriptor)
     needed = _BASE_BYTES[device] + _SHARD_COPIES * shard_bytes
     if device == "cuda":
-        return -(-(needed + stored) >> 20)
+        return -(-gpus * (needed + stored) >> 20)
     tokens = max(tokens_per_pack or _AUTO_TOKENS, longest + 2)
     pack = 4 * tokens * _VALUES_PER_TOKEN * shape.embed_dim
     if any(output.kind.from_attention for output in outputs):

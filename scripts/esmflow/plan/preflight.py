@@ -26,6 +26,7 @@ def forecast(job: Job, rates: Mapping[str, estimate.Rate], longest: int, sizes: 
             model.descriptor,
             {output for shard in shards for output in shard.outputs},
             device=rates[name].device,
+            gpus=sizes.gpus_per_job,
             threads=sizes.threads,
             longest=longest if model.spec.long_treatment == WHOLE else min(longest, model.spec.max_length),
             tokens_per_pack=sizes.tokens_per_pack,

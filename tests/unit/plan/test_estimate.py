@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import random_weights
 import reference
 from esmflow.errors import DataError, DeviceError, WriteError
 from esmflow.inputs.catalog import ingest
 from esmflow.inputs.samples import Fasta
 from esmflow.model import weights
-from esmflow.plan.estimate import ASSUMED_RATES, rate
+from esmflow.plan.estimate import ASSUMED_RATES, memory_mb, rate
 from esmflow.plan.plan import plan
 from esmflow.plan.preflight import require_room
 from esmflow.plan.sizes import Sizes
-from esmflow.planned_model import ModelSpec, PlannedModel
+from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
 from esmflow.receipt import JobFigures, ModelUse, Receipt, SelfCheck
+from esmflow.representation import Output
 from esmflow.results import Results
 from esmflow.run_plan import Preflight
 from esmflow.store.store import Store
@@ -134,6 +136,16 @@ def test_a_worker_takes_no_more_memory_than_the_plan_says(tmp_path: Path, repres
     assert script("embed", *arguments, "--threads", "2", cwd=tmp_path).returncode == 0
     peak = json.loads((tmp_path / "receipts/r.json").read_text())["figures"]["peak_memory_bytes"]
     assert job["memory_mb"] / 4 < peak / 2**20 <= job["memory_mb"]
+
+
+def test_each_gpu_of_a_job_has_a_process_with_memory_of_its_own() -> None:
+    shape = random_weights.SHAPES["650M"]
+    descriptor = Descriptor("m", ["m.pt"], [[2 << 30, 0]], "ab" * 32, shape)
+    outputs, sizes = [Output(33, "mean")], {"threads": 8, "longest": 1022, "tokens_per_pack": None}
+    one, four = (
+        memory_mb(descriptor, outputs, device="cuda", gpus=gpus, shard_bytes=1 << 30, **sizes) for gpus in (1, 4)
+    )
+    assert four == 4 * one > 4 * (2048 + 1024)
 
 
 def test_the_preflight_adds_up_what_is_to_be_written(tmp_path: Path) -> None:
