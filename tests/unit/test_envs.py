@@ -46,6 +46,11 @@ def test_the_lock_has_what_is_required_each_with_checksums() -> None:
     assert len(locked) == len(re.findall(r"(?m)^\w\S*==", text))
 
 
+def test_the_environment_for_gpus_has_what_compiles_kernels() -> None:
+    conda, _ = installed("gpu.yaml")
+    assert {"triton", "gcc"} <= set(conda)
+
+
 @pytest.mark.parametrize(
     ("name", "sources"), [("cpu", ["requirements.txt"]), ("gpu", ["envs/gpu.yaml", "requirements.txt"])]
 )

@@ -37,3 +37,5 @@ class Start:
         """Leave this process the GPU of its number, whose context alone it can then make."""
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
         os.environ["CUDA_VISIBLE_DEVICES"] = self.gpus[index] if self.gpus else ""
+        # Packs differ in size: without this, memory that is free in pieces does for no large one.
+        os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")

@@ -140,6 +140,7 @@ def test_a_gpu_that_pytorch_cannot_use_is_a_device_error_of_one_line() -> None:
         usable_gpu()
     assert str(caught.value).isprintable()
     assert caught.value.exit_code == 69
+    assert not torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")

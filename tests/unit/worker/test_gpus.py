@@ -101,6 +101,7 @@ class Sees:
     def run(self, embedder: object) -> str:
         (self.directory / str(os.getpid())).touch()
         wait_until(lambda: len(list(self.directory.iterdir())) == self.processes)
+        assert "expandable_segments:True" in os.environ["PYTORCH_ALLOC_CONF"]
         return os.environ["CUDA_VISIBLE_DEVICES"]
 
 
