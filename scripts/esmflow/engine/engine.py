@@ -37,7 +37,7 @@ class _Running(NamedTuple):
 
     task: Task
     members: np.ndarray
-    result: Future[Represented]
+    result: Future[Results]
     alone: bool
     """Whether nothing else is in hand until it is done."""
 
@@ -45,9 +45,9 @@ class _Running(NamedTuple):
 class Engine:
     """Embeds sequences with one model; not to be shared between threads.
 
-    A thread makes packs ahead of the device. On a CPU, `threads` packs are computed side by side, each by one thread:
-    packs need no synchronisation, so this keeps every core busier than sharing each operation among the cores would. On
-    a GPU, results are copied back while the next pack is computed.
+    A thread makes packs ahead of the device, another takes results from it. On a CPU, `threads` packs are computed side
+    by side, each by one thread: packs need no synchronisation, so this keeps every core busier than sharing each
+    operation among the cores would. On a GPU, results are copied back while the next pack is computed.
 
     `exact` gives the same model in float32, for what is not finite in 16 bit; it is called when it is first needed.
     With `apart`, each sequence goes through the model alone, those of a pack side by side, layer by layer.
@@ -76,6 +76,7 @@ class Engine:
         self._alone_next = 0
         """How many of the packs that wait are to be computed with nothing beside them."""
         self._compute = ThreadPoolExecutor(1 if on_gpu else threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._collect = ThreadPoolExecutor(1)
         self._waiting: deque[tuple[Task, np.ndarray]] = deque()
         self._running: deque[_Running] = deque()
         self._tickets = 0
@@ -105,6 +106,12 @@ class Engine:
         self.figures.last_pack_free += max((c - u for c, u in zip(capacity, used, strict=True)), default=0)
         return task.ticket
 
+    def begin(self) -> Future[Results] | None:
+        """Begin packs, as many as have room; returns what the next step waits for, None if nothing is in hand."""
+        while self._waiting and self._has_room():
+            self._launch(*self._waiting.popleft())
+        return self._running[0].result if self._running else None
+
     def step(self) -> list[tuple[int, Embedded]]:
         """Go on by one pack; returns what is finished with it, as (ticket, result), in the order of submission.
 
@@ -112,8 +119,7 @@ class Engine:
         and later packs are made smaller; a single sequence gets a reason. So does one that is not finite even alone and
         in float32. Raises DeviceLostError if the device is lost.
         """
-        while self._waiting and self._has_room():
-            self._launch(*self._waiting.popleft())
+        self.begin()
         if not self._running:
             return []
         task, members, result, alone = self._running.popleft()
@@ -148,11 +154,23 @@ class Engine:
             self._exact_model = self._exact()
         return self._exact_model or self.model
 
-    def close(self) -> None:
-        """End threads and processes; what is not finished is dropped."""
+    @property
+    def waiting(self) -> int:
+        """How many packs have not been begun."""
+        return len(self._waiting)
+
+    def cancel(self) -> None:
+        """Drop what is not finished."""
         self._waiting.clear()
-        self._compute.shutdown(cancel_futures=True)
-        self._loader.shutdown(cancel_futures=True)
+        wait([running.result for running in self._running])
+        self._running.clear()
+        self._alone_next = 0
+
+    def close(self) -> None:
+        """End threads; what is not finished is dropped."""
+        self._waiting.clear()
+        for threads in (self._collect, self._compute, self._loader):
+            threads.shutdown(cancel_futures=True)
 
     def _has_room(self) -> bool:
         """Whether another pack may be begun."""
@@ -167,7 +185,7 @@ class Engine:
             self._waiting.extendleft((task, pack) for pack in reversed(packs[1:]))
             members = packs[0]
         loaded = self._loader.submit(self._packs, task, members)
-        result = self._compute.submit(self._represent, loaded, task.computed)
+        result = self._collected(self._compute.submit(self._represent, loaded, task.computed))
         self._running.append(_Running(task, members, result, alone=self._alone_next > 0))
         self._alone_next = max(self._alone_next - 1, 0)
 
@@ -180,10 +198,14 @@ class Engine:
         self.figures.waiting_seconds += time.monotonic() - start
         return represent(self.model, packs, outputs, self._stream)
 
-    def _outcome(self, future: Future[Represented]) -> Results | None:
+    def _collected(self, represented: Future[Represented]) -> Future[Results]:
+        """Done when what a device gave is on the host."""
+        return self._collect.submit(lambda: represented.result().get())
+
+    def _outcome(self, future: Future[Results]) -> Results | None:
         """Packs' results; None if memory did not suffice, for which PyTorch has no exception of its own on a CPU."""
         try:
-            return future.result().get()
+            return future.result()
         except (torch.OutOfMemoryError, MemoryError):
             return None
         except RuntimeError as error:
@@ -225,7 +247,7 @@ class Engine:
         """Compute pieces alone in float32, with nothing beside them; what is not finite even so gets a reason."""
         wait([running.result for running in self._running])
         packs = [task.pack(members[[place]]) for place in range(len(members))]
-        future = self._compute.submit(represent, self.exact(), packs, task.computed)
+        future = self._collected(self._compute.submit(represent, self.exact(), packs, task.computed))
         results = self._outcome(future)
         del future
         if results is None and len(members) > 1:

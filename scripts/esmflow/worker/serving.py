@@ -77,13 +77,8 @@ def serve(connection: Connection, start: Start, index: int) -> None:
 def _run(number: int, job: Job, embedder: Any, send: Callable[[str, Any], None]) -> None:
     try:
         result = job.run(embedder)
-    except DeviceLostError as error:
-        # Nothing more can be done on the device in this process.
-        logging.warning("%s", error)
-        os._exit(os.EX_UNAVAILABLE)
     except Exception as error:
-        logging.debug("a job failed", exc_info=error)
-        send("error", (number, _portable(error)))
+        _tell(send, number, error)
     else:
         if isinstance(result, Future):
             result.add_done_callback(partial(_answer, send, number))
@@ -93,9 +88,18 @@ def _run(number: int, job: Job, embedder: Any, send: Callable[[str, Any], None])
 
 def _answer(send: Callable[[str, Any], None], number: int, future: Future[Any]) -> None:
     if error := future.exception():
-        send("error", (number, _portable(error)))
+        _tell(send, number, error)
     else:
         send("result", (number, future.result()))
+
+
+def _tell(send: Callable[[str, Any], None], number: int, error: BaseException) -> None:
+    """Send what a job raised; end the process where nothing more can be done on its device."""
+    if isinstance(error, DeviceLostError):
+        logging.warning("%s", error)
+        os._exit(os.EX_UNAVAILABLE)
+    logging.debug("a job failed", exc_info=error)
+    send("error", (number, _portable(error)))
 
 
 def _portable(error: BaseException) -> BaseException:

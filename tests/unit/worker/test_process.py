@@ -10,8 +10,13 @@ from typing import Any
 import pytest
 import reference
 import torch
-from esmflow.errors import WriteError
+from esmflow.engine.engine import Engine
+from esmflow.errors import DeviceLostError, WriteError
 from esmflow.job import Job
+from esmflow.model import weights
+from esmflow.model.pack import Pack
+from esmflow.model.trunk import Esm
+from esmflow.planned_model import PlannedModel
 from esmflow.store.store import commit
 from esmflow.worker import process
 from esmflow.worker.messages import EmbedShard, ShardProgress
@@ -100,3 +105,54 @@ def test_a_shard_that_cannot_be_written_fails_and_no_other(
         second.result(DEADLINE)
     assert first.result(DEADLINE).figures.sequences == third.result(DEADLINE).figures.sequences == 6
     assert [shard.target.exists() for shard in shards] == [True, False, True]
+
+
+def test_the_next_shard_is_on_the_device_before_the_last_pack_of_this_one_is_done(shards: list[EmbedShard]) -> None:
+    second_begun = threading.Event()
+    hold = threading.Event()
+
+    class Watched(Esm):
+        """Once told so, holds a shard's last pack until the next shard's first has begun."""
+
+        def representations(self, pack: Pack, *arguments: Any) -> Iterator[tuple[int, torch.Tensor]]:
+            if hold.is_set():
+                if held:
+                    second_begun.set()
+                else:
+                    held.append(pack)
+                    assert second_begun.wait(DEADLINE)
+            return super().representations(pack, *arguments)
+
+    held: list[Pack] = []
+
+    def load(model: PlannedModel, precision: str) -> Engine:
+        return Engine(Watched(weights.load(model.descriptor), CPU), threads=2)
+
+    embedder = Embedder(ModelRegistry(CPU, load), lambda report: None)
+    embedder.embed(shards[0]).result(DEADLINE)
+    hold.set()
+    results = [embedder.embed(shard).result for shard in shards[1:]]
+    for result in results:
+        assert result(DEADLINE).figures.sequences > 0
+    assert second_begun.is_set()
+
+
+def test_a_device_that_is_lost_takes_with_it_all_that_is_in_hand(shards: list[EmbedShard]) -> None:
+    lose = threading.Event()
+
+    class Lost(Esm):
+        def representations(self, pack: Pack, *arguments: Any) -> Iterator[tuple[int, torch.Tensor]]:
+            if lose.is_set():
+                raise torch.AcceleratorError("CUDA error: unspecified launch failure", 719)
+            return super().representations(pack, *arguments)
+
+    def load(model: PlannedModel, precision: str) -> Engine:
+        return Engine(Lost(weights.load(model.descriptor), CPU))
+
+    embedder = Embedder(ModelRegistry(CPU, load), lambda report: None)
+    embedder.embed(shards[0]).result(DEADLINE)
+    lose.set()
+    with pytest.raises(DeviceLostError, match="unspecified launch failure"):
+        embedder.embed(shards[1]).result(DEADLINE)
+    lose.clear()
+    assert embedder.embed(shards[2]).result(DEADLINE).figures.sequences == 6
