@@ -14,7 +14,10 @@ _GIB = 1 << 30
 
 
 def usable_gpu() -> torch.device:
-    """The one GPU that this process sees, whose products add up in float32. Raises DeviceError if PyTorch cannot use it."""
+    """The one GPU that this process sees, whose products add up in float32.
+
+    Raises DeviceError if PyTorch cannot use it.
+    """
     torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     try:

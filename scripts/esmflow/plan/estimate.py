@@ -75,8 +75,8 @@ def memory_mb(
 ) -> int:
     """Host memory in MB (2^20 bytes) that a job needs at its peak, rather too much than too little.
 
-    gpus: of the job, each of which has a process; longest: residues of the longest piece that goes through the model at once; shard_bytes: float32 values of the
-    largest shard.
+    gpus: of the job, each of which has a process; longest: residues of the longest piece that goes through the model
+    at once; shard_bytes: float32 values of the largest shard.
     """
     shape = descriptor.architecture
     stored = _stored_bytes(descriptor)
