@@ -26,7 +26,7 @@ def usable_gpu() -> torch.device:
         reason = str(error).strip().partition("\n")[0]
         raise DeviceError(
             f"GPU {os.environ.get('CUDA_VISIBLE_DEVICES', '')}: PyTorch {torch.__version__} cannot use it ({reason}); "
-            f"{_driver()}; install a PyTorch that suits the driver and the card (docs/cluster.md), or set "
+            f"{_driver()}; install a PyTorch that suits the driver and the card (docs/gpu.md), or set "
             "'workers.gpus_per_job: 0' to use the CPU"
         ) from error
     return torch.device("cuda", 0)
