@@ -1,5 +1,6 @@
 """The join of a sample's catalog with the store: which row of which store file each record has."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,12 +86,16 @@ class LocatedRecords:
     @property
     def provenance(self) -> dict[str, str]:
         """The metadata of a table: what made the numbers of its records."""
-        numbers = self.embedded.project("place >> 32 AS file").distinct().fetchnumpy()["file"]
-        files = [self._files[number] for number in numbers.tolist()]
+        rows = self.embedded.aggregate("place >> 32 AS file, count(*) AS rows").order("file").fetchnumpy()
+        files = [self._files[number] for number in rows["file"].tolist()]
         used = {
             name: ",".join(sorted({file.metadata[name] for file in files if name in file.metadata}))
             for name in ("precision", "attention", "kernels")
         }
+        counts: Counter[str] = Counter()
+        for file, count in zip(files, rows["rows"].tolist(), strict=True):
+            counts[file.metadata.get("precision", "unknown")] += count
+        used["records_by_precision"] = ",".join(f"{precision}={counts[precision]}" for precision in sorted(counts))
         return self._model.provenance(self._output) | used
 
     def gather(self, targets: duckdb.DuckDBPyRelation) -> Iterator[tuple[pa.Array, np.ndarray, np.ndarray]]:
