@@ -76,8 +76,10 @@ def jobs(result: Run) -> Counter[str]:
 
 
 def made(work: Workspace) -> dict[Path, tuple[int, int]]:
-    """All that a run makes but the plan, with what tells that it was not written again."""
-    kept = (path for path in work.files("results") if "plan" not in path.relative_to(work.root).parts)
+    """All that a run makes but the plan and what is told of it, with what tells that it was not written again."""
+    kept = (
+        path for path in work.files("results") if {"plan", "made_for"}.isdisjoint(path.relative_to(work.root).parts)
+    )
     return written_times(
         path for path in [*kept, *work.store_files()] if path.suffix != ".tsv" or "status" in str(path)
     )
@@ -118,7 +120,7 @@ def test_once_some_are_mended_only_these_are_made(copied: Workspace) -> None:
         (copied.root / f"{sample}.fa").write_text(fasta(sample))
     result = copied.run(check=False)
     assert_told(result, "page", "invalid")
-    each = dict.fromkeys(["ingest", "features", "export_csv", "status"], 2)
+    each = dict.fromkeys(["ingest", "feature_table", "export_csv", "status_file"], 2)
     assert jobs(result) == each | {"plan": 1, "embed": 1, "refused": 1}
     others = {path: times for path, times in before.items() if path.stem not in ("cut", "genes")}
     assert {path: times for path, times in made(copied).items() if path in others} == others
@@ -201,7 +203,9 @@ def test_a_file_that_cannot_be_read_fails_its_sample(work: Workspace) -> None:
     unreadable.unlink()
     unreadable.write_text(fasta("last"))
     result = work.run()
-    assert jobs(result) == dict.fromkeys(["ingest", "plan", "embed", "features", "export_csv", "status", "all"], 1)
+    assert jobs(result) == dict.fromkeys(
+        ["ingest", "plan", "embed", "feature_table", "export_csv", "status_file", "all"], 1
+    )
     assert_complete(work, "first", "last")
 
 
