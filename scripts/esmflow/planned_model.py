@@ -73,6 +73,28 @@ class ModelSpec:
         """The treatment of a sequence of so many residues; None if it is skipped."""
         return WHOLE if length <= self.max_length else self.long_treatment
 
+    def check_layers(self, layers: int) -> None:
+        """Raise ConfigError for a layer that a model of so many has not."""
+        for layer in self.layers:
+            if not -(layers + 1) <= layer <= layers:
+                raise ConfigError(
+                    f"models.{self.name}.layers: {layer} is out of range; "
+                    f"the model has layers 0 to {layers} (or -{layers + 1} to -1)"
+                )
+
+    def check_lengths(self, longest: int | None) -> None:
+        """Raise ConfigError for what a model that takes at most so many residues, or any number, cannot do."""
+        if longest is not None and self.long_sequences == "full":
+            raise ConfigError(
+                f"models.{self.name}.long_sequences: 'full' is for ESM-2 and ESM-C; this model takes at most {longest} "
+                "residues, use 'window' or 'truncate'"
+            )
+        if longest is not None and self.max_length > longest:
+            raise ConfigError(
+                f"models.{self.name}.max_length: {self.max_length} is more than this model takes; "
+                f"set it to {longest} or less"
+            )
+
 
 @dataclass(frozen=True)
 class RefusedModel:
@@ -167,12 +189,7 @@ class PlannedModel:
     def outputs(self) -> list[Output]:
         """What is asked of it, sorted. Raises ConfigError for a layer that it has not."""
         layers = self.architecture.layers
-        for layer in self.spec.layers:
-            if not -(layers + 1) <= layer <= layers:
-                raise ConfigError(
-                    f"models.{self.name}.layers: {layer} is out of range; "
-                    f"the model has layers 0 to {layers} (or -{layers + 1} to -1)"
-                )
+        self.spec.check_layers(layers)
         return sorted(
             {
                 Output(layers if REPRESENTATIONS[name].of_last_layer else layer % (layers + 1), name)
@@ -225,16 +242,8 @@ class PlannedModel:
 
     def check(self, *, variants: bool = False) -> None:
         """Raise ConfigError for what weights of this shape cannot do. variants: whether it is to score some."""
-        where, longest = f"models.{self.name}", self.architecture.max_residues
-        if longest is not None and self.spec.long_sequences == "full":
-            raise ConfigError(
-                f"{where}.long_sequences: 'full' is for ESM-2 and ESM-C; this model takes at most {longest} residues, "
-                "use 'window' or 'truncate'"
-            )
-        if longest is not None and self.spec.max_length > longest:
-            raise ConfigError(
-                f"{where}.max_length: {self.spec.max_length} is more than this model takes; set it to {longest} or less"
-            )
+        where = f"models.{self.name}"
+        self.spec.check_lengths(self.architecture.max_residues)
         for name in self.spec.representations:
             if not REPRESENTATIONS[name].has_head(self.architecture):
                 raise ConfigError(

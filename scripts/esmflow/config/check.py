@@ -10,7 +10,8 @@ from pydantic import ValidationError
 from esmflow.config.declaration import PARTS, Config
 from esmflow.config.values import as_meant, complaint, dotted
 from esmflow.errors import ConfigError
-from esmflow.weights_source import HubRepository, WheelMember, is_path, require_official
+from esmflow.planned_model import ModelSpec
+from esmflow.weights_source import HubRepository, WheelMember, is_path, official_limits, require_official
 
 
 def check_config(config: Mapping[str, object], typed: Mapping[str, object] | None = None) -> dict[str, Any]:
@@ -27,6 +28,8 @@ def check_config(config: Mapping[str, object], typed: Mapping[str, object] | Non
         raise ConfigError(f"config: {text}") from None
     for name, model in checked.models.items():
         _check_weights(name, model.weights)
+        if model.weights == "fair-esm":
+            _check_official(ModelSpec.of(name, model.model_dump()))
     plain: dict[str, Any] = as_meant(checked.model_dump(mode="json", exclude_none=True))
     return plain
 
@@ -44,6 +47,16 @@ def _check_weights(name: str, weights: str) -> None:
             f"config: models.{name}.weights: {weights!r} does not exist; "
             "give the path of a weights file or directory, or 'fair-esm' for the official file"
         )
+
+
+def _check_official(spec: ModelSpec) -> None:
+    """Tell what the name of an official file is enough for, before it is downloaded."""
+    layers, longest = official_limits(spec.name)
+    try:
+        spec.check_layers(layers)
+        spec.check_lengths(longest)
+    except ConfigError as error:
+        raise ConfigError(f"config: {error}") from None
 
 
 def _unknown_key(place: tuple[int | str, ...]) -> str:
