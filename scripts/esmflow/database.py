@@ -1,6 +1,8 @@
 """DuckDB connections for joins that need not fit into memory."""
 
+import errno
 import itertools
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from pathlib import Path
 import duckdb
 
 from esmflow import files
-from esmflow.errors import DataError, WriteError
+from esmflow.errors import DataError, IncompleteError, WriteError
 
 MEMORY_LIMIT = "512MB"
 #: What DuckDB raises for a Parquet file that is damaged.
@@ -23,7 +25,8 @@ def connect(target: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A database in memory, made for the output `target`, that spills to a temporary directory beside it.
 
     Where order matters, Arrow data is to be had from `sql`: that of `execute` comes in any order, ORDER BY or not.
-    Raises WriteError if there is no space to spill, DataError for a Parquet file with a damaged page.
+    Raises WriteError if there is no space to spill, IncompleteError for a file that cannot be read, DataError for one
+    with a damaged page.
     """
     spill = files.temporary_name(target.with_name(f"{target.name}.spill"))
     settings: dict[str, str | bool | int | float | list[str]] = {
@@ -46,6 +49,11 @@ def connect(target: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         if str(error) == "Query interrupted":
             raise KeyboardInterrupt from error
         raise
+    except duckdb.IOException as error:
+        text = str(error).partition("\n")[0]
+        if any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT)):
+            raise WriteError(f"{target.parent}: cannot be written: {text}; free some space and run again") from error
+        raise IncompleteError(f"{target}: what it is made from could not be read ({text}); run again") from error
     except duckdb.Error as error:
         # The base class itself stands for the damaged header of a page.
         if type(error) is not duckdb.Error:
