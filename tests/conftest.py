@@ -17,6 +17,9 @@ from filelock import FileLock
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Before anything imports Triton, whose kernels its interpreter runs then; a GPU runs them itself (tests/gpu).
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from esmflow.model.fetch import fetch
 

@@ -1,8 +1,9 @@
 """Attention by other libraries' functions, each called by the names of what it takes, tried and checked before use."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -35,24 +36,24 @@ Install = Callable[..., None]
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Puts a version of FlashAttention where it is imported from."""
     monkeypatch.syspath_prepend(tmp_path)
-    for module in [name for name in sys.modules if name.startswith("flash_attn")]:
-        monkeypatch.delitem(sys.modules, module)
+    before = forget_flash_attention()
 
     def put(name: str, flaw: str = "1") -> None:
         file, arguments, result = VERSIONS[name]
         (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / file).write_text(BODY.format(arguments=arguments, result=result, flaw=flaw))
 
-    return put
+    yield put
+    forget_flash_attention()
+    sys.modules.update(before)
 
 
-@pytest.fixture(autouse=True)
-def forget_modules() -> None:
-    for module in [name for name in sys.modules if name.startswith("flash_attn")]:
-        del sys.modules[module]
+def forget_flash_attention() -> dict[str, ModuleType]:
+    """Take what is imported of it out of the list of modules."""
+    return {name: sys.modules.pop(name) for name in list(sys.modules) if name.startswith("flash_attn")}
 
 
 @pytest.mark.parametrize("name", VERSIONS)
