@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import reference
+from esmflow import sealed
 from esmflow.inputs.catalog import SEQUENCES
 from esmflow.inputs.variants import MUTANTS
 from esmflow.tables.proteingym import write_proteingym
@@ -63,7 +63,9 @@ def test_pandas_merges_it_with_an_assay_by_mutant(scored: tuple[Run, pd.DataFram
 def test_a_sample_without_a_variant_has_an_empty_directory(tmp_path: Path) -> None:
     scores = pa.schema([("id", pa.string()), ("mutant", pa.string()), ("tiny.wt_marginals", pa.float32())])
     for name, schema in {"mutants": MUTANTS, "scores": scores.append(pa.field("reason", pa.string()))}.items():
-        pq.write_table(schema.empty_table(), tmp_path / name)
-    pq.write_table(SEQUENCES.empty_table(), tmp_path / "sequences")
+        with sealed.writer(tmp_path / name, schema):
+            pass
+    with sealed.writer(tmp_path / "sequences", SEQUENCES):
+        pass
     write_proteingym(*(tmp_path / name for name in ("mutants", "scores", "sequences", "directory")))
     assert list((tmp_path / "directory").iterdir()) == []
