@@ -6,7 +6,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,14 +106,15 @@ class Cluster:
     def kill_node(self, node: str) -> None:
         """kill -9 of a node's slurmd, of its job steps, and of all that runs in them."""
         pid = int((self.root / f"slurmd-{node}.pid").read_text())
-        [daemon] = [process for process in self.processes() if pid in _pids(process)]
+        [daemon] = [process for process in self.processes() if _number(process) == pid]
         host = _host(daemon)
         self._kill([process for process in self.processes() if _host(process) == host])
 
     def _kill(self, processes: list[psutil.Process]) -> None:
         assert processes
         for process in processes:
-            process.kill()
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
         psutil.wait_procs(processes, DEADLINE)
 
     def node_state(self, node: str) -> str:
@@ -233,13 +234,17 @@ def _is_ready(cluster: Cluster) -> bool:
     return set(subprocess.run(command, capture_output=True, text=True, check=False).stdout.split()) == {"idle"}
 
 
-def _pids(process: psutil.Process) -> list[int]:
-    """The numbers of a process, from the outermost namespace to its own."""
-    status = Path(f"/proc/{process.pid}/status").read_text()
-    [line] = [line for line in status.splitlines() if line.startswith("NSpid:")]
-    return [int(word) for word in line.split()[1:]]
+def _number(process: psutil.Process) -> int | None:
+    """The number of a process within the cluster; None if it has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        status = Path(f"/proc/{process.pid}/status").read_text()
+        [line] = [line for line in status.splitlines() if line.startswith("NSpid:")]
+        return int(line.split()[-1])
+    return None
 
 
 def _host(process: psutil.Process) -> str:
-    """What tells the namespace of a process's host name, which all of a node have in common."""
-    return str(Path(f"/proc/{process.pid}/ns/uts").readlink())
+    """What tells the namespace of a process's host name, which all of a node have in common; empty if it has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return str(Path(f"/proc/{process.pid}/ns/uts").readlink())
+    return ""
