@@ -11,7 +11,7 @@ from argparse import Namespace
 from pathlib import Path
 
 from esmflow import command
-from esmflow.errors import ConfigError, IncompleteError
+from esmflow.errors import ConfigError
 from esmflow.results import Results
 from esmflow.watch import look
 from rich.console import Console
@@ -32,10 +32,7 @@ def main(options: Namespace) -> None:
         console = Console(width=250, no_color=True, highlight=False, file=sys.stdout)
         console.print(run.table() if run and run.jobs else run.summary() if run else "no plan yet")
     else:
-        try:
-            _follow(Results(options.results))
-        except KeyboardInterrupt:
-            raise IncompleteError("no longer watched; the run itself goes on") from None
+        _follow(Results(options.results))
 
 
 def _follow(results: Results) -> None:
@@ -50,4 +47,4 @@ if __name__ == "__main__":
     arguments = command.parser(__doc__)
     arguments.add_argument("results", type=Path)
     arguments.add_argument("--once", nargs="?", const="text", choices=["text", "json"], help="print it and end")
-    command.run(main, arguments)
+    command.run(main, arguments, interrupted="no longer watched; the run itself goes on")

@@ -58,8 +58,16 @@ def number_or_auto(text: str) -> int | None:
     return None if text == "auto" else int(text)
 
 
-def run(command: Callable[[argparse.Namespace], None], arguments: argparse.ArgumentParser) -> None:
-    """Parse the arguments, run the command and exit with the contract's code."""
+def run(
+    command: Callable[[argparse.Namespace], None],
+    arguments: argparse.ArgumentParser,
+    *,
+    interrupted: str = _INTERRUPTED,
+) -> None:
+    """Parse the arguments, run the command and exit with the contract's code.
+
+    interrupted: the line of a command that SIGINT or SIGTERM ended.
+    """
     options = arguments.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     if signal.getsignal(signal.SIGINT) is _interrupted_early:
@@ -75,7 +83,7 @@ def run(command: Callable[[argparse.Namespace], None], arguments: argparse.Argum
     except EsmflowError as error:
         _end(error)
     except KeyboardInterrupt:
-        _end(IncompleteError(_INTERRUPTED))
+        _end(IncompleteError(interrupted))
     except Exception as error:
         if known := _known(error):
             _end(known)
