@@ -76,9 +76,7 @@ def atomic_directory(target: Path) -> Iterator[Path]:
 
 def temporary_name(target: Path) -> Path:
     """A name beside `target` that nobody else has, nor can foretell; what was left under such names is removed."""
-    for path in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
-        if is_left_over(path):
-            remove(path)
+    sweep(target.parent, f".{glob.escape(target.name)}.*.tmp")
     pid = os.getpid()
     return target.with_name(f".{target.name}.{_machine()}-{pid}-{_began(pid)}-{secrets.token_hex(4)}.tmp")
 
@@ -96,9 +94,9 @@ def is_left_over(path: Path) -> bool:
         return False
 
 
-def sweep(directory: Path) -> None:
-    """Remove the hidden files that killed processes have left in a directory."""
-    for path in directory.glob(".*"):
+def sweep(directory: Path, pattern: str = ".*") -> None:
+    """Remove the hidden files, of names like `pattern`, that killed processes have left in a directory."""
+    for path in directory.glob(pattern):
         if is_left_over(path):
             remove(path)
 

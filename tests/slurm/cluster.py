@@ -21,7 +21,6 @@ NEEDED = ["munged", "slurmctld", "slurmd", "ip"]
 #: What a user changes in the profile. There are no accounts here, and the GPUs are fake: they are asked for, and the
 #: config has the CPU used.
 CHANGES = {
-    "slurm_partition: gpu": "slurm_partition: batch",
     "    slurm_account: my_account\n": "",
     "gpu_model: a100": "gpu_model: fake\n    gpu: 1",
     "gres: gpu:a100:1": "gres: gpu:fake:1",
@@ -146,7 +145,7 @@ class OnCluster(Workspace):
         text = (ROOT / "profiles" / self.profile / "config.yaml").read_text()
         for old, new in CHANGES.items():
             text = text.replace(old, new)
-        text = text.replace("slurm_partition: batch", f"slurm_partition: {self.partition}")
+        text = text.replace("slurm_partition: gpu", f"slurm_partition: {self.partition}")
         (self.root / "profile").mkdir(exist_ok=True)
         (self.root / "profile" / "config.yaml").write_text(text)
         snakemake = super().command(*arguments, config=config)

@@ -1,12 +1,13 @@
 """What befalls nodes, partitions and the controller: the run ends complete, and computes no committed shard again."""
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import psutil
+import pytest
 from cluster import SPARE, OnCluster
 from cluster_runs import Start, assert_complete, assert_computed_once, ended, held_amid_work, running
 from workflow import Workspace, wait_until, written_times
@@ -26,12 +27,22 @@ def run_urgent(work: OnCluster) -> None:
     work.cluster.run("srun", "--partition=urgent", "--exclusive", "--mem=0", "true")
 
 
-def test_jobs_preempted_by_requeueing_go_on_by_themselves(start: Start, planned: Workspace, local: Workspace) -> None:
+def kill_and_start_again(work: OnCluster) -> None:
+    """The node dies, which the controller finds out, and is back."""
+    work.cluster.kill_node(SPARE)
+    wait_until(lambda: work.cluster.node_state(SPARE) == "down*")
+    work.cluster.start_daemon("slurmd", "-N", SPARE, node=SPARE)
+
+
+@pytest.mark.parametrize("befall", [run_urgent, kill_and_start_again], ids=["preempted by requeueing", "node died"])
+def test_jobs_that_the_controller_requeues_go_on_by_themselves(
+    start: Start, planned: Workspace, local: Workspace, befall: Callable[[OnCluster], None]
+) -> None:
     work = replace(start(planned), partition="cheap")
     with running(work) as snakemake:
         with held_amid_work(work, snakemake):
             committed = written_times(work.store_files())
-            run_urgent(work)
+            befall(work)
         ended(snakemake, work)
     assert_complete(work, local)
     assert_computed_once(work, committed)
@@ -54,20 +65,6 @@ def test_after_preemption_by_cancelling_the_same_command_goes_on(
     assert_complete(work, local)
     assert_computed_once(work, committed)
     assert sorted(states(work)) == ["COMPLETED"] * 2 + ["PREEMPTED"] * 2
-
-
-def test_jobs_of_a_node_that_died_go_on_once_it_is_back(start: Start, planned: Workspace, local: Workspace) -> None:
-    work = replace(start(planned), partition="cheap")
-    with running(work) as snakemake:
-        with held_amid_work(work, snakemake):
-            committed = written_times(work.store_files())
-            work.cluster.kill_node(SPARE)
-            wait_until(lambda: work.cluster.node_state(SPARE) == "down*")
-            work.cluster.start_daemon("slurmd", "-N", SPARE, node=SPARE)
-        ended(snakemake, work)
-    assert_complete(work, local)
-    assert_computed_once(work, committed)
-    assert (states(work), restarts(work)) == (["COMPLETED"] * 2, ["1"] * 2)
 
 
 def test_a_drained_node_finishes_its_jobs_and_a_controller_that_restarts_knows_them_all(

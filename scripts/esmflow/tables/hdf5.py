@@ -27,11 +27,9 @@ class Hdf5(h5py.File):  # type: ignore[misc]
 def writing(target: Path) -> Iterator[Hdf5]:
     """Write an HDF5 file in one atomic step. Raises OSError where that cannot be."""
     with files.atomic(target) as temporary, temporary.open("r+b", buffering=0) as file:
-        raw = _Kept(file)
-        with Hdf5(raw) as hdf5:
+        with Hdf5(_Kept(file)) as hdf5:
             yield hdf5
-        if raw.error:
-            raise raw.error
+        hdf5.check()
 
 
 def text(value: str) -> str:

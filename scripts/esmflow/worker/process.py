@@ -196,12 +196,12 @@ class Embedder:
             shard.done.set_result(ShardDone(use, figures, shard.ready - shard.began, self._figures()))
 
     def _fail(self, error: Exception) -> None:
-        """Drop the shards in hand."""
+        """Drop the shards in hand, if there are any."""
         for shard in self._in_hand:
             shard.fail(error)
-        model = self._in_hand[0].task.model
+        if self._in_hand:
+            self.registry.get(self._in_hand[0].task.model).engine.cancel()
         self._in_hand.clear()
-        self.registry.get(model).engine.cancel()
 
     def _figures(self) -> ProcessFigures:
         unit = 1 if sys.platform == "darwin" else 1024
