@@ -116,9 +116,11 @@ class Cluster:
                 process.kill()
         psutil.wait_procs(processes, DEADLINE)
 
-    def node_state(self, node: str) -> str:
-        """A node's state as `sinfo` has it: idle, mix, alloc, drain, drng, down, ... with * if it does not answer."""
-        return self.run("sinfo", "--noheader", "--format=%t", "--partition=urgent", f"--nodes={node}").strip()
+    def node_state(self, node: str) -> set[str]:
+        """A node's state and its flags as the controller has them: IDLE, MIXED, ALLOCATED or DOWN; DRAIN, COMPLETING."""
+        [line] = self.run("scontrol", "show", "node", node, "--oneliner").splitlines()
+        [state] = [word.removeprefix("State=") for word in line.split() if word.startswith("State=")]
+        return {part.rstrip("*") for part in state.split("+")}
 
     def queue(self) -> list[str]:
         """The ids of the jobs that wait or run."""
