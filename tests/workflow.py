@@ -1,5 +1,6 @@
 """Directories in which the real workflow runs, and what the design says becomes of the records put in."""
 
+import gzip
 import json
 import os
 import re
@@ -18,9 +19,12 @@ import pandas as pd
 import psutil
 import pytest
 import yaml
+from Bio import SeqIO
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": ""}
+#: Tests that draw at random, or try all of a table, do so at full size with this in the environment, else in small.
+FULL_SIZE = "FULL_SIZE" in os.environ
 #: No condition that a test waits for takes so long, even on a busy machine.
 DEADLINE = 180.0
 
@@ -154,6 +158,17 @@ def importing() -> str:
     """README's lines for a workflow that uses this one as a module, with the path of the project."""
     [lines] = re.findall(r"(?ms)^    module esmflow:.*?esmflow_\*$", (ROOT / "README.md").read_text())
     return textwrap.dedent(lines).replace("/path/to/esmflow", str(ROOT)) + "\n"
+
+
+def shorten_demo(root: Path) -> None:
+    """Keep of the demo's inputs, in a copy of the project or of its config, the proteins that take little time."""
+    opened: list[tuple[str, Callable[..., Any]]] = [("demo_a.fasta", open), ("demo_b.fasta.gz", gzip.open)]
+    for name, open_file in opened:
+        with open_file(root / "config/demo" / name, "rt") as file:
+            records = [record for record in SeqIO.parse(file, "fasta") if len(record) <= 200]
+        assert len(records) > 20
+        with open_file(root / "config/demo" / name, "wt") as file:
+            SeqIO.write(records, file, "fasta")
 
 
 def script(name: str, *arguments: str | Path, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:

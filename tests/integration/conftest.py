@@ -10,9 +10,22 @@ from pathlib import Path
 
 import pytest
 import reference
+import tiny_run as tiny
 import torch
 import yaml
-from workflow import ENVIRONMENT, MAX_LENGTH, MODEL, ROOT, Baseline, Entry, Vectors, Workspace, importing, plain
+from workflow import (
+    ENVIRONMENT,
+    MAX_LENGTH,
+    MODEL,
+    ROOT,
+    Baseline,
+    Entry,
+    Vectors,
+    Workspace,
+    importing,
+    plain,
+    shorten_demo,
+)
 
 
 def bad_and_odd(sequence: str, other: str) -> list[Entry]:
@@ -85,6 +98,12 @@ def fair_esm(esm2_8m: Path) -> Callable[[str], Vectors]:
     return represent
 
 
+@pytest.fixture(scope="session")
+def tiny_run(once: Callable[[str, Callable[[Path], None]], Path]) -> Workspace:
+    """A finished run of two samples with a tiny model."""
+    return Workspace(once("tiny_run", tiny.run))
+
+
 @pytest.fixture
 def work(tmp_path: Path) -> Workspace:
     return Workspace(tmp_path)
@@ -107,10 +126,11 @@ rule list_tables:
 
 @pytest.fixture(scope="session")
 def demo(esm2_8m: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> Workspace:
-    """The demo, run by another workflow that uses this one as a module, with the weights at hand."""
+    """The demo's short proteins, run by another workflow that uses this one as a module, with the weights at hand."""
 
     def run(directory: Path) -> None:
         shutil.copytree(ROOT / "config" / "demo", directory / "config" / "demo")
+        shorten_demo(directory)
         config = yaml.safe_load((ROOT / "config" / "demo.yaml").read_text())
         config["models"]["esm2_8M"]["weights"] = str(esm2_8m)
         (directory / "config.yaml").write_text(yaml.safe_dump({"esmflow": config}))

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -62,29 +63,12 @@ def refused(work: Workspace) -> str:
     return error_line(result)
 
 
-@pytest.mark.parametrize(
-    ("path", "wrong", "nearest"),
-    [
-        ((), "modles", "models"),
-        (("workers",), "max_job", "max_jobs"),
-        (("models", "tiny"), "layer", "layers"),
-        (("sharding",), "target_minute", "target_minutes"),
-    ],
-)
-def test_an_unknown_key_is_named_with_the_nearest_known_one(
-    small: Workspace, path: tuple[str, ...], wrong: str, nearest: str
-) -> None:
-    def misspell(config: dict[str, Any]) -> None:
-        config.setdefault("sharding", {})
-        for key in path:
-            config = config[key]
-        config[wrong] = 1
-
-    small.change_config(misspell)
+def test_an_unknown_key_is_named_with_the_nearest_known_one(small: Workspace) -> None:
+    small.change_config(lambda config: config["workers"].update(max_job=1))
     line = refused(small)
-    assert f"'{wrong}'" in line
-    assert f"'{nearest}'" in line
-    assert ".".join(path) in line
+    assert "'max_job'" in line
+    assert "'max_jobs'" in line
+    assert "workers" in line
 
 
 def test_a_number_within_braces_on_the_command_line_is_taken_and_a_word_refused(small: Workspace) -> None:
@@ -101,38 +85,14 @@ def test_a_missing_fasta_is_named(small: Workspace) -> None:
     assert "two" in line
 
 
-def test_the_same_fasta_twice_in_a_sample_is_refused(small: Workspace) -> None:
-    small.write_samples([("one", "one.fasta"), ("one", "./one.fasta")])
-    line = refused(small)
-    assert "one.fasta" in line
-    assert "twice" in line
+def test_a_sample_name_that_cannot_be_part_of_a_path_is_refused(small: Workspace) -> None:
+    small.write_samples([("../../x", "one.fasta")])
+    assert "'../../x'" in refused(small)
 
 
-def test_samples_whose_outputs_would_clash_are_named(small: Workspace) -> None:
-    small.write_samples([("one", "one.fasta"), ("ONE", "one.fasta")])
-    line = refused(small)
-    assert "one" in line
-    assert "ONE" in line
-
-
-HOSTILE_NAMES = ["../../x", "$(touch pwned)"]
-
-
-@pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_a_sample_name_that_cannot_be_part_of_a_path_is_refused(small: Workspace, name: str) -> None:
-    small.write_samples([(name, "one.fasta")])
-    assert repr(name) in refused(small)
-
-
-@pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_a_model_name_that_cannot_be_part_of_a_path_is_refused(small: Workspace, name: str) -> None:
-    small.write_config({name: {"weights": "tiny.pt"}})
-    assert repr(name) in refused(small)
-
-
-def test_missing_weights_are_named(small: Workspace) -> None:
-    small.write_config({"tiny": {"weights": "gone.pt"}})
-    assert "gone.pt" in refused(small)
+def test_a_model_name_that_cannot_be_part_of_a_path_is_refused(small: Workspace) -> None:
+    small.write_config({"$(touch pwned)": {"weights": "tiny.pt"}})
+    assert "'$(touch pwned)'" in refused(small)
 
 
 def test_a_layer_out_of_range_is_named_by_plan(baseline: Baseline, work: Workspace) -> None:
@@ -154,7 +114,7 @@ def plan_arguments(baseline: Baseline, target: Path, models: dict[str, Any]) -> 
     return ["--models", json.dumps(models), *places, *sizes]
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.99])
+@pytest.mark.parametrize("kept", [0.0, 0.5])
 def test_weights_cut_short_are_named(work: Workspace, kept: float) -> None:
     weights = work.root / "tiny.pt"
     reference.tiny_esm2(weights)
@@ -357,10 +317,12 @@ def test_a_full_disk_that_holds_the_log_too_is_told_in_one_line(tmp_path: Path, 
     assert full.left() == [full.root / "ballast", log]
 
 
-@pytest.mark.parametrize("command", ["ingest", "plan", "embed", "features", "fetch_model"])
-@pytest.mark.parametrize("log", [False, True], ids=["without_log", "with_the_log_there_too"])
+@pytest.mark.parametrize(
+    ("command", "log"),
+    [*product(["ingest", "plan", "embed", "features", "fetch_model"], ["no log"]), ("ingest", "the log there too")],
+)
 def test_a_read_only_file_system_is_told(
-    baseline: Baseline, esm2_8m: Path, disk: Callable[[int], Disk], command: str, log: bool
+    baseline: Baseline, esm2_8m: Path, disk: Callable[[int], Disk], command: str, log: str
 ) -> None:
     place = disk(1024)
     planned = plan_arguments(baseline, place.root, {MODEL: SPEC | {"layers": [3], "representations": ["max"]}})
@@ -376,7 +338,7 @@ def test_a_read_only_file_system_is_told(
             *("--descriptor", place.root / "m.json"),
         ],
     }
-    logged: list[str | Path] = ["--log", place.root / "logs" / "x.log"] if log else []
+    logged: list[str | Path] = ["--log", place.root / "logs" / "x.log"] if log != "no log" else []
     result = script(command, *logged, *arguments[command], cwd=baseline.work.root)
     assert result.returncode == 73, result.stderr
     assert str(place.root) in error_line(result)

@@ -1,104 +1,155 @@
-"""Outputs follow the config, whatever Snakemake remembers: changes of the config times what it remembers.
+"""Whatever a user changes between two runs, and whatever Snakemake remembers: exactly the missing work is done.
 
-With FULL_MATRIX set in the environment, all cells; else some of them.
+With FULL_SIZE set in the environment every change meets every memory; else each change is tried once, some together.
 """
 
 import os
-import random
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
-import reference
 import yaml
-from workflow import ENVIRONMENT, Workspace, plain, worst_error, written_times
+from tiny_run import LONG, MAX_LENGTH, MODEL, PROTEINS, SAMPLES, TABLE, UNIQUE, assert_right, computed, receipts, tables
+from workflow import ENVIRONMENT, FULL_SIZE, ROOT, Workspace, plain, written_times
 
-MAX_LENGTH = 50
-LAYERS = 3
-draw = random.Random(11)
-LENGTHS = [20, 25, 30, 35, 40, 45, 60, 70, 80, 90]
-PROTEINS = [plain(f"p{n}", "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=n))) for n in LENGTHS]
-SAMPLES = {"a": PROTEINS[:7], "b": PROTEINS[3:9]}
-#: Unique proteins of both samples, and those of them that are longer than MAX_LENGTH.
-ALL, LONG = 9, 3
-YEARS_AGO = 1e9
-
-Config = dict[str, Any]
-Change = Callable[[Path, Config], None]
+YEARS_AGO, IN_YEARS = 1e9, 4e9
+BOTH = (f"a/one/{TABLE}", f"b/one/{TABLE}")
 
 
-@pytest.fixture(scope="module")
-def done(once: Callable[[str, Callable[[Path], None]], Path]) -> Workspace:
-    """Two samples that share proteins, embedded with a tiny model."""
+@dataclass(frozen=True)
+class Change:
+    """What a user does to a finished run, and what the same command has to do then."""
 
-    def run(directory: Path) -> None:
-        work = Workspace(directory)
-        reference.tiny_esm2(directory / "one.pt")
-        reference.tiny_esm2(directory / "two.pt", seed=1)
-        work.write_samples([(name, work.write_fasta(f"{name}.fasta", own)) for name, own in SAMPLES.items()])
-        work.write_config({"one": {"weights": "one.pt", "long_sequences": "truncate", "max_length": MAX_LENGTH}})
-        work.run()
-
-    return Workspace(once("config_followed", run))
+    apply: Callable[[Workspace], Workspace | None]
+    """Gives the workspace if another version of the code is to run in it."""
+    computed: int = 0
+    """The sequences that it embeds."""
+    rewritten: tuple[str, ...] = ()
+    """The tables that it makes."""
 
 
-def of_model(**values: Any) -> Change:
-    return lambda root, config: config["models"]["one"].update(values)
+def of_config(change: Callable[[dict[str, Any]], None]) -> Callable[[Workspace], None]:
+    return lambda work: work.change_config(change)
 
 
-def add_model(root: Path, config: Config) -> None:
-    config["models"]["two"] = config["models"]["one"] | {"weights": "two.pt"}
+def of_model(**values: Any) -> Callable[[Workspace], None]:
+    return of_config(lambda config: config["models"]["one"].update(values))
 
 
-def samples(*names: str) -> Change:
-    """Change the sheet to these; `c` has a protein that is in no other."""
+def add_model(name: str, weights: str) -> Callable[[Workspace], None]:
+    """Add a model that is like the first but for its weights."""
 
-    def change(root: Path, config: Config) -> None:
-        Workspace(root).write_fasta("c.fasta", PROTEINS[8:])
-        Workspace(root).write_samples([(name, f"{name}.fasta") for name in names])
+    return of_config(lambda config: config["models"].update({name: MODEL | {"weights": weights}}))
+
+
+def speed(config: dict[str, Any]) -> None:
+    config["workers"] |= {"max_jobs": 5, "tokens_per_pack": 500}
+    config["sharding"] = {"target_minutes": 3}
+    config["models"]["one"]["attention"] = "sdpa"
+
+
+def samples(*names: str) -> Callable[[Workspace], None]:
+    """Change the sheet to these; `c` has proteins of the others and one of its own."""
+
+    def change(work: Workspace) -> None:
+        work.write_fasta("c.fasta", PROTEINS[7:])
+        work.write_samples([(name, f"{name}.fasta") for name in names])
 
     return change
 
 
-def edit(root: Path, config: Config) -> None:
-    """Another protein in place of the first of sample a, in a file that is older than what was made of it."""
-    path = root / "a.fasta"
-    Workspace(root).write_fasta(path.name, [plain("new", "MKV" + PROTEINS[0].residues), *SAMPLES["a"][1:]])
-    os.utime(path, (YEARS_AGO, YEARS_AGO))
+def edit(time: float | None = None) -> Callable[[Workspace], None]:
+    """Another protein in place of the first of sample a, in a file that then has that time of change."""
+
+    def change(work: Workspace) -> None:
+        work.write_fasta("a.fasta", [plain("new", "MKV" + PROTEINS[0].residues), *SAMPLES["a"][1:]])
+        if time is not None:
+            os.utime(work.root / "a.fasta", (time, time))
+
+    return change
 
 
-def move(root: Path, config: Config) -> None:
-    (root / "elsewhere").mkdir()
-    (root / "a.fasta").rename(root / "elsewhere/z.fasta")
-    Workspace(root).write_samples([("a", "elsewhere/z.fasta"), ("b", "b.fasta")])
+def touch(work: Workspace) -> None:
+    os.utime(work.root / "a.fasta", (IN_YEARS, IN_YEARS))
 
 
-def swap(root: Path, config: Config) -> None:
+def rename(work: Workspace) -> None:
+    """Sample a in another order, under other IDs."""
+    work.write_fasta("a.fasta", [plain(f"new_{entry.id}", entry.residues) for entry in reversed(SAMPLES["a"])])
+
+
+def move(work: Workspace) -> None:
+    (work.root / "elsewhere").mkdir()
+    (work.root / "a.fasta").rename(work.root / "elsewhere/z.fasta")
+    work.write_samples([("a", "elsewhere/z.fasta"), ("b", "b.fasta")])
+
+
+def swap(work: Workspace) -> None:
     """The FASTA file of another sample under the name of this, with its time."""
-    (root / "a.fasta").rename(root / "x")
-    (root / "b.fasta").rename(root / "a.fasta")
-    (root / "x").rename(root / "b.fasta")
+    (work.root / "a.fasta").rename(work.root / "x")
+    (work.root / "b.fasta").rename(work.root / "a.fasta")
+    (work.root / "x").rename(work.root / "b.fasta")
 
 
-#: Each change, and how many sequences it has to embed.
-CHANGES: dict[str, tuple[Change, int]] = {
-    "nothing": (of_model(), 0),
-    "layer": (of_model(layers=[1, -1]), ALL),
-    "representation": (of_model(representations=["mean", "max"]), ALL),
-    "model": (add_model, ALL),
-    "weights": (of_model(weights="two.pt"), ALL),
-    "length": (of_model(max_length=MAX_LENGTH - 1), LONG),
-    "policy": (of_model(long_sequences="skip"), 0),
-    "precision": (of_model(precision="fp32"), ALL),
-    "sample added": (samples("a", "b", "c"), 1),
-    "sample removed": (samples("b"), 0),
-    "sample edited": (edit, 1),
-    "sample moved": (move, 0),
-    "samples swapped": (swap, 0),
+def remove(*paths: str) -> Callable[[Workspace], None]:
+    def change(work: Workspace) -> None:
+        for path in paths:
+            shutil.rmtree(work.root / path)
+
+    return change
+
+
+def upgrade(file: str, old: str, new: str) -> Callable[[Workspace], Workspace]:
+    """Another version of the code, elsewhere."""
+
+    def change(work: Workspace) -> Workspace:
+        project = work.root.parent / "upgraded"
+        for part in ("rules", "scripts", "config", "envs"):
+            shutil.copytree(ROOT / part, project / part, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "Snakefile", project)
+        text = (project / "scripts/esmflow" / file).read_text()
+        assert old in text
+        (project / "scripts/esmflow" / file).write_text(text.replace(old, new))
+        return replace(work, project=project)
+
+    return change
+
+
+NUMERICS = upgrade("planned_model.py", "NUMERICS_VERSION = ", "NUMERICS_VERSION = 1")
+CLEANING = upgrade("planned_model.py", "CLEANING_VERSION = ", "CLEANING_VERSION = 1")
+CHANGES = {
+    "nothing": Change(lambda work: None),
+    "speed": Change(of_config(speed)),
+    "touched": Change(touch),
+    "version": Change(upgrade("__init__.py", '__version__ = "', '__version__ = "9.')),
+    "store deleted": Change(remove("store")),
+    "layer": Change(of_model(layers=[1, -1]), UNIQUE, ("a/one/layer1.mean", "b/one/layer1.mean")),
+    "representation": Change(
+        of_model(representations=["mean", "max"]), UNIQUE, ("a/one/layer3.max", "b/one/layer3.max")
+    ),
+    "model": Change(add_model("two", "two.pt"), UNIQUE, (f"a/two/{TABLE}", f"b/two/{TABLE}")),
+    "same weights": Change(add_model("again", "one.pt"), 0, (f"a/again/{TABLE}", f"b/again/{TABLE}")),
+    "weights": Change(of_model(weights="two.pt"), UNIQUE, BOTH),
+    "length": Change(of_model(max_length=MAX_LENGTH - 1), LONG, BOTH),
+    "policy full": Change(of_model(long_sequences="full"), LONG, BOTH),
+    "policy skip": Change(of_model(long_sequences="skip"), 0, BOTH),
+    "precision": Change(of_model(precision="fp32"), UNIQUE, BOTH),
+    "sample added": Change(samples("a", "b", "c"), 1, (f"c/one/{TABLE}",)),
+    "sample removed": Change(samples("b")),
+    "edited": Change(edit(), 1, BOTH[:1]),
+    "replaced by an older": Change(edit(YEARS_AGO), 1, BOTH[:1]),
+    "renamed": Change(rename, 0, BOTH[:1]),
+    "moved": Change(move),
+    "swapped": Change(swap, 0, BOTH),
+    "results deleted": Change(remove("results"), 0, BOTH),
+    "results and store deleted": Change(remove("results", "store"), UNIQUE, BOTH),
+    "numerics": Change(NUMERICS, UNIQUE, BOTH),
+    "cleaning": Change(CLEANING, UNIQUE, BOTH),
 }
 
 
@@ -109,6 +160,9 @@ class Times:
 
     def __init__(self, work: Workspace, scratch: Path) -> None:
         self.work = work
+
+    def prepare(self) -> None:
+        """What comes between the change and the run."""
 
     def run(self) -> str:
         result = self.work.run(*self.arguments)
@@ -126,9 +180,8 @@ class Nothing(Times):
 
     arguments = ("--drop-metadata",)
 
-    def __init__(self, work: Workspace, scratch: Path) -> None:
-        super().__init__(work, scratch)
-        shutil.rmtree(work.root / ".snakemake")
+    def prepare(self) -> None:
+        shutil.rmtree(self.work.root / ".snakemake")
 
 
 class Elsewhere(Times):
@@ -159,92 +212,81 @@ class Copied(Nothing):
 
     arguments = ()
 
-    def __init__(self, work: Workspace, scratch: Path) -> None:
-        super().__init__(work, scratch)
-        self.planned = False
-
-    def run(self) -> str:
-        if not self.planned:
-            self.work.run("--", "preflight")
-            shutil.rmtree(self.work.root / ".snakemake")
-            for path in self.work.root.rglob("*"):
-                os.utime(path, (YEARS_AGO, YEARS_AGO))
-            self.planned = True
-        return super().run()
+    def prepare(self) -> None:
+        super().prepare()
+        self.work.run("--", "preflight")
+        super().prepare()
+        for path in self.work.root.rglob("*"):
+            os.utime(path, (YEARS_AGO, YEARS_AGO))
 
 
 MEMORIES = {"all": All, "times": Times, "nothing": Nothing, "elsewhere": Elsewhere, "copied": Copied}
-CELLS = list(product(CHANGES, MEMORIES))
+EVERY = [((change,), memory) for change, memory in product(CHANGES, MEMORIES)]
+#: Each change once, and each memory several times.
 SOME = [
-    ("layer", "nothing"),
-    ("length", "times"),
-    ("sample edited", "copied"),
-    ("samples swapped", "elsewhere"),
+    (("nothing",), "all"),
+    (("speed", "touched", "version", "sample removed"), "all"),
+    (("store deleted",), "times"),
+    (("layer", "model", "same weights"), "nothing"),
+    (("weights",), "times"),
+    (("length",), "times"),
+    (("policy full",), "elsewhere"),
+    (("policy skip", "moved"), "all"),
+    (("precision",), "copied"),
+    (("edited", "sample added"), "all"),
+    (("replaced by an older",), "copied"),
+    (("renamed", "representation"), "nothing"),
+    (("swapped",), "elsewhere"),
+    (("results deleted",), "all"),
+    (("results and store deleted",), "all"),
+    (("numerics",), "all"),
+    (("cleaning",), "times"),
 ]
 
 
-def assert_right(work: Workspace) -> None:
-    """Every table that the config asks for has fair-esm's vectors of the records of its FASTA file."""
-    config = yaml.safe_load((work.root / "config.yaml").read_text())
-    rows = [line.split("\t") for line in (work.root / "samples.tsv").read_text().splitlines()[1:]]
-    for name, model in config["models"].items():
-        trunk = reference.tiny_esm2(work.root / "reference.pt", seed=int(model["weights"] == "two.pt"))
-        for sample, fasta in rows:
-            lines = (work.root / fasta).read_text().splitlines()
-            records = [
-                (header[1:], residues)
-                for header, residues in zip(lines[::2], lines[1::2], strict=True)
-                if model["long_sequences"] != "skip" or len(residues) <= model["max_length"]
-            ]
-            for layer, kind in product(model.get("layers", [-1]), model.get("representations", ["mean"])):
-                layer %= LAYERS + 1
-                table = work.table(sample, name, f"layer{layer}.{kind}")
-                assert list(zip(table["id"], table["length"], strict=True)) == [(r, len(s)) for r, s in records]
-                seen = [residues[: model["max_length"]] for _, residues in records]
-                assert worst_error(table, seen, lambda s, t=trunk: reference.represent(t, s), layer, kind) <= 1e-5
-            status = work.status(sample)
-            assert status["id"].to_list() == [header[1:] for header in lines[::2]]
-            assert (status["status"] == "embedded").sum() == len(records)
+def test_each_change_is_tried() -> None:
+    assert sorted(name for names, _ in SOME for name in names) == sorted(CHANGES)
 
 
-def embedded(work: Workspace) -> int:
-    """How many sequences all runs up to now have embedded, by what was committed."""
-    return sum(receipt["sequences_computed"] for receipt in work.receipts().values())
-
-
-@pytest.mark.parametrize(("change", "memory"), CELLS if "FULL_MATRIX" in os.environ else SOME)
-def test_tables_follow_the_config_whatever_snakemake_remembers(
-    done: Workspace, tmp_path: Path, change: str, memory: str
+@pytest.mark.parametrize(("changes", "memory"), EVERY if FULL_SIZE else SOME, ids=str)
+def test_a_change_computes_exactly_what_is_missing(
+    tiny_run: Workspace, tmp_path: Path, changes: tuple[str, ...], memory: str
 ) -> None:
-    work = done.copy(tmp_path / "work")
-    apply, expected = CHANGES[change]
-    before = embedded(work)
+    work = tiny_run.copy(tmp_path / "work")
+    expected = [CHANGES[name] for name in changes]
+    for change in expected:
+        work = change.apply(work) or work
     snakemake = MEMORIES[memory](work, tmp_path)
-    work.change_config(lambda config: apply(work.root, config))
+    snakemake.prepare()
+    earlier, there, store = receipts(work), tables(work), written_times(work.store_files())
     said = snakemake.run()
-    assert embedded(work) - before == expected
+    assert computed(work, earlier) == sum(change.computed for change in expected)
+    made = {name for name, times in tables(work).items() if times != there.get(name)}
+    assert made == {name for change in expected for name in change.rewritten}
+    assert written_times(store) == store
     assert_right(work)
-    tables = written_times(work.table_files())
-    if change == "nothing" and memory not in ("elsewhere", "copied"):
+    if changes == ("nothing",) and memory not in ("elsewhere", "copied"):
         assert "Nothing to be done" in said
-    assert "Nothing to be done" in snakemake.run()
-    assert written_times(work.table_files()) == tables
+    if memory != "all":
+        there = tables(work)
+        assert "Nothing to be done" in snakemake.run()
+        assert tables(work) == there
 
 
 def test_a_config_that_comes_back_has_its_tables_again_though_their_inputs_are_older(
-    done: Workspace, tmp_path: Path
+    tiny_run: Workspace, tmp_path: Path
 ) -> None:
-    work = done.copy(tmp_path / "work")
-    before = embedded(work)
+    work = tiny_run.copy(tmp_path / "work")
+    earlier = receipts(work)
     for length in (MAX_LENGTH - 1, MAX_LENGTH):
         work.change_config(lambda config, n=length: config["models"]["one"].update(max_length=n))
         work.run("--rerun-triggers", "mtime")
         assert_right(work)
-    assert embedded(work) - before == LONG
+    assert computed(work, earlier) == LONG
 
 
-def test_a_dry_run_tells_what_will_be_done_and_writes_nothing(done: Workspace, tmp_path: Path) -> None:
-    work = done.copy(tmp_path / "work")
+def test_a_dry_run_tells_what_will_be_done_and_writes_nothing(tiny_run: Workspace, tmp_path: Path) -> None:
+    work = tiny_run.copy(tmp_path / "work")
     shutil.rmtree(work.root / ".snakemake")
     work.change_config(lambda config: config["models"]["one"].update(max_length=MAX_LENGTH - 1))
     files = written_times(work.files("results"))

@@ -26,8 +26,8 @@ def test_the_module_gives_its_tables_to_the_rules_of_the_importing_workflow(demo
 def test_the_module_computes_what_fair_esm_does(
     demo: Workspace, fair_esm: Callable[[str], Vectors], sample: str
 ) -> None:
-    plain = ROOT / "config" / "demo" / f"{sample}.fasta"
-    with plain.open() if plain.exists() else gzip.open(f"{plain}.gz", "rt") as file:
+    [path] = (demo.root / "config/demo").glob(f"{sample}.*")
+    with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
         sequences = {record.id: str(record.seq) for record in SeqIO.parse(file, "fasta")}
     table = demo.table(sample, "esm2_8M", "layer6.mean", results="results/demo")
     short = [row for row, name in enumerate(table["id"]) if len(sequences[name]) < 200 and sequences[name].isalpha()]

@@ -1,19 +1,15 @@
 """README's commands, word for word, by a newcomer with a clean copy of the project and two FASTA files."""
 
-import gzip
 import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import reference
 import yaml
-from Bio import SeqIO
-from workflow import ENVIRONMENT, ROOT
+from workflow import ENVIRONMENT, ROOT, shorten_demo
 
 #: The tests themselves, and what runs for longer than tests should.
 ELSEWHERE = {"make test", "make test-slurm", "make bench", "make demo-contigs"}
@@ -24,15 +20,6 @@ def commands() -> list[str]:
         r"^    ((?:make|snakemake|python|\.) .*)$", (ROOT / "README.md").read_text(), flags=re.MULTILINE
     )
     return [line for line in blocks if line not in ELSEWHERE]
-
-
-def shorten(path: Path, opened: Callable[..., Any]) -> None:
-    """Keep the proteins of a FASTA file that take little time."""
-    with opened(path, "rt") as file:
-        records = [record for record in SeqIO.parse(file, "fasta") if len(record) <= 150]
-    assert len(records) > 20
-    with opened(path, "wt") as file:
-        SeqIO.write(records, file, "fasta")
 
 
 @pytest.fixture
@@ -47,8 +34,7 @@ def newcomer(tmp_path: Path, esm2_8m: Path) -> Path:
         if (ROOT / name).is_file():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, root / name)
-    shorten(root / "config/demo/demo_a.fasta", open)
-    shorten(root / "config/demo/demo_b.fasta.gz", gzip.open)
+    shorten_demo(root)
     (root / ".venv").symlink_to(ROOT / ".venv")
     (root / "store/demo/weights").mkdir(parents=True)
     shutil.copy2(esm2_8m, root / "store/demo/weights")

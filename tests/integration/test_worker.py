@@ -1,7 +1,4 @@
-"""The worker's command with its pool: several processes and models, deaths, signals, the end of the allocation.
-
-The number of rounds of the random tests can be raised with the environment variable ROUNDS.
-"""
+"""The worker's command with its pool: several processes and models, deaths, signals, the end of the allocation."""
 
 import json
 import os
@@ -32,9 +29,9 @@ from esmflow.worker.process import Embedder, Report
 from esmflow.worker.start import Start
 from esmflow.worker.worker import Stop, Worker
 from worker_jobs import assert_equal, make_job, rows, stored, wanted
-from workflow import DEADLINE, ENVIRONMENT, ROOT, error_line, wait_until, written_times
+from workflow import DEADLINE, ENVIRONMENT, FULL_SIZE, ROOT, error_line, wait_until, written_times
 
-ROUNDS = int(os.environ.get("ROUNDS", "3"))
+ROUNDS = 10 if FULL_SIZE else 1
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +82,7 @@ def many(weights: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_three_processes_load_each_model_once_and_give_what_one_gives(weights: dict[str, Path], tmp_path: Path) -> None:
-    job = make_job(tmp_path, weights, 20, per_shard=80, longest=250)
+    job = make_job(tmp_path, weights, 20, per_shard=40, longest=250)
     for processes in ("1", "3"):
         result = embed(job, tmp_path / processes, "--processes", processes)
         assert result.returncode == 0, result.stderr
@@ -190,7 +187,7 @@ class StartDeadly(Start):
 def test_a_sequence_that_kills_alone_is_skipped_and_its_neighbours_are_not(
     weights: dict[str, Path], tmp_path: Path
 ) -> None:
-    job_file = make_job(tmp_path, {"one": weights["one"]}, 3, per_shard=5)
+    job_file = make_job(tmp_path, {"one": weights["one"]}, 3, per_shard=3)
     job = Job.load(job_file)
     [*_, deadly, _] = pq.read_table(job.shards[1].file)["key"].to_pylist()
     store = Store(tmp_path / "store")

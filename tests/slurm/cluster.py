@@ -117,7 +117,7 @@ class Cluster:
         psutil.wait_procs(processes, DEADLINE)
 
     def node_state(self, node: str) -> set[str]:
-        """A node's state and its flags as the controller has them: IDLE, MIXED, ALLOCATED or DOWN; DRAIN, COMPLETING."""
+        """A node's state and its flags, as the controller has them: IDLE, MIXED, ALLOCATED or DOWN; DRAIN."""
         [line] = self.run("scontrol", "show", "node", node, "--oneliner").splitlines()
         [state] = [word.removeprefix("State=") for word in line.split() if word.startswith("State=")]
         return {part.rstrip("*") for part in state.split("+")}

@@ -49,15 +49,10 @@ def test_three_jobs_that_share_two_gpus_make_the_tables_of_a_local_run(
         assert minutes(job["TimeLimit"]) > plan[name]["minutes"]
 
 
-def test_gpus_may_be_asked_for_as_generic_resources(start: Start, few: Workspace, local: Workspace) -> None:
+def test_an_array_of_jobs_that_asks_for_generic_resources_makes_the_same_tables(
+    start: Start, few: Workspace, local: Workspace
+) -> None:
     work = replace(start(few), profile="slurm-gres")
-    work.run()
-    assert_complete(work, local)
-    assert_two_at_a_time(work)
-
-
-def test_an_array_of_jobs_makes_the_same_tables(start: Start, few: Workspace, local: Workspace) -> None:
-    work = start(few)
     work.run("--slurm-array-jobs", "embed")
     assert_complete(work, local)
     assert_two_at_a_time(work)

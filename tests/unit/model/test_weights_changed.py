@@ -1,9 +1,5 @@
-"""Random changes of checkpoints: each gives the vectors that the reference has for it, or one line of refusal.
+"""Random changes of checkpoints: each gives the vectors that the reference has for it, or one line of refusal."""
 
-The number of changes can be raised with the environment variable ROUNDS.
-"""
-
-import os
 import re
 from argparse import Namespace
 from collections.abc import Callable
@@ -17,8 +13,9 @@ import torch
 from checkpoints import SEQUENCES, Vectors, assert_vectors, by_fair_esm, fair_esm_of, old_names, transformers_esm2
 from esmflow.errors import DataError
 from safetensors.torch import load_file, save_file
+from workflow import FULL_SIZE
 
-ROUNDS = int(os.environ.get("ROUNDS", "60"))
+ROUNDS = 300 if FULL_SIZE else 30
 State = dict[str, torch.Tensor]
 
 

@@ -1,0 +1,73 @@
+"""A small finished run with a tiny model, for tests that change something and run again."""
+
+import random
+from itertools import product
+from pathlib import Path
+
+import reference
+import yaml
+from workflow import Workspace, plain, worst_error, written_times
+
+MAX_LENGTH = 50
+LAYERS = 3
+_draw = random.Random(11)
+_LENGTHS = [20, 25, 30, 35, 40, 45, 60, 70, 80, 90]
+PROTEINS = [plain(f"p{n}", "".join(_draw.choices("ACDEFGHIKLMNPQRSTVWY", k=n))) for n in _LENGTHS]
+#: They share proteins.
+SAMPLES = {"a": PROTEINS[:7], "b": PROTEINS[3:9]}
+#: The unique proteins of both samples, and those of them that are longer than MAX_LENGTH.
+UNIQUE, LONG = 9, 3
+MODEL = {"weights": "one.pt", "long_sequences": "truncate", "max_length": MAX_LENGTH}
+TABLE = f"layer{LAYERS}.mean"
+
+
+def run(directory: Path) -> None:
+    """Both samples with the model `one`, a few sequences a shard; `two.pt` has weights of another."""
+    work = Workspace(directory)
+    for seed, name in enumerate(("one", "two")):
+        reference.tiny_esm2(directory / f"{name}.pt", seed=seed)
+    work.write_samples([(name, work.write_fasta(f"{name}.fasta", own)) for name, own in SAMPLES.items()])
+    work.write_config({"one": MODEL}, sharding={"target_minutes": 1e-6})
+    work.run()
+
+
+def tables(work: Workspace) -> dict[str, tuple[int, int]]:
+    """Each table, such as `a/one/layer3.mean`, with what tells that it was not written again."""
+    top = work.root / "results" / "features"
+    times = written_times(work.table_files())
+    return {str(path.relative_to(top).with_suffix("")): written for path, written in times.items()}
+
+
+def receipts(work: Workspace) -> dict[Path, tuple[int, int]]:
+    return written_times(work.files("results/receipts"))
+
+
+def computed(work: Workspace, before: dict[Path, tuple[int, int]]) -> int:
+    """The number of sequences embedded, by the receipts that are not among those of before."""
+    found, written = work.receipts(), receipts(work)
+    return sum(found[path.stem]["sequences_computed"] for path in written if written[path] != before.get(path))
+
+
+def assert_right(work: Workspace) -> None:
+    """Every table that the config asks for has fair-esm's vectors of the records of its FASTA file."""
+    config = yaml.safe_load((work.root / "config.yaml").read_text())
+    rows = [line.split("\t") for line in (work.root / "samples.tsv").read_text().splitlines()[1:]]
+    for name, model in config["models"].items():
+        trunk = reference.tiny_esm2(work.root / "reference.pt", seed=int(model["weights"] == "two.pt"))
+        cut = None if model["long_sequences"] == "full" else model["max_length"]
+        for sample, fasta in rows:
+            lines = (work.root / fasta).read_text().splitlines()
+            records = [
+                (header[1:], residues)
+                for header, residues in zip(lines[::2], lines[1::2], strict=True)
+                if model["long_sequences"] != "skip" or len(residues) <= model["max_length"]
+            ]
+            for layer, kind in product(model.get("layers", [-1]), model.get("representations", ["mean"])):
+                layer %= LAYERS + 1
+                table = work.table(sample, name, f"layer{layer}.{kind}")
+                assert list(zip(table["id"], table["length"], strict=True)) == [(r, len(s)) for r, s in records]
+                seen = [residues[:cut] for _, residues in records]
+                assert worst_error(table, seen, lambda s, t=trunk: reference.represent(t, s), layer, kind) <= 1e-5
+            status = work.status(sample)
+            assert status["id"].to_list() == [header[1:] for header in lines[::2]]
+            assert (status["status"] == "embedded").sum() == len(records)
