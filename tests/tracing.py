@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten
 #: What moves nothing.
-_VIEWS = re.compile(
+VIEWS = re.compile(
     "view|_unsafe_view|slice|select|unsqueeze|squeeze|t|transpose|permute|split|unbind|chunk|view_as_complex|view_as_real"
     "|alias|detach|expand|flatten|reshape|_reshape_alias|empty.*"
 )
@@ -99,7 +99,7 @@ def empty_checkpoint(shape: Architecture) -> Checkpoint:
 
 
 class Traffic(TorchDispatchMode):
-    """Counts the kernels that run, and the bytes that each reads and writes of tensors of so many elements at least."""
+    """Counts the kernels that run, and the bytes that each reads and writes of tensors of so many numbers at least."""
 
     def __init__(self, least: int) -> None:
         super().__init__()
@@ -109,7 +109,8 @@ class Traffic(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         result = function(*arguments, **(options or {}))
         name = function.name().split("::")[1].split(".")[0]
-        read = [self._bytes(x) for x in tree_leaves((arguments, options or {})) if isinstance(x, torch.Tensor)]
+        inputs = {option: x for option, x in (options or {}).items() if option != "out"}
+        read = [self._bytes(x) for x in tree_leaves((arguments, inputs)) if isinstance(x, torch.Tensor)]
         written = [self._bytes(x) for x in tree_leaves(result) if isinstance(x, torch.Tensor)]
         if name == "rotate":
             # In place, of queries and keys, which are two thirds of what it is given.
@@ -118,9 +119,10 @@ class Traffic(TorchDispatchMode):
             written = [read[0], *written]
         elif name == "copy_":
             read, written = read[1:], read[:1]
-        if not _VIEWS.fullmatch(name) and sum(read + written):
+        if not VIEWS.fullmatch(name) and sum(read + written):
             self.kernels.append((name, sum(read + written)))
         return result
 
     def _bytes(self, x: torch.Tensor) -> int:
-        return x.element_size() * x.numel() if x.numel() >= self._least else 0
+        numbers = x.numel() * (2 if x.is_complex() else 1)
+        return x.element_size() * x.numel() if numbers >= self._least else 0

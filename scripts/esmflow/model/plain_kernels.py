@@ -28,19 +28,28 @@ def turn(angles: torch.Tensor) -> torch.Tensor:
 
 
 def rotate(qkv: torch.Tensor, turn: torch.Tensor, norm: LayerNorm | None) -> None:
-    """One multiplication of complex numbers in place; of those in bf16, of which there are none, in a copy."""
-    if norm:
-        for place, weight in enumerate(norm.weight):
-            components = qkv[:, place].flatten(1)
-            components.copy_(F.layer_norm(components.float(), weight.shape, weight, eps=norm.eps))
+    """One multiplication of complex numbers, in place; after a norm, and in bf16, which has none, from float32."""
     pairs = qkv.view(*qkv.shape[:-1], -1, 2)[:, :2]
-    if qkv.dtype == torch.bfloat16:
-        pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()).mul_(turn)))
-        return
     with warnings.catch_warnings():
         # That complex numbers of two fp16 are experimental; they are multiplied as complex64.
         warnings.simplefilter("ignore", UserWarning)
-        torch.view_as_complex(pairs).mul_(turn)
+        if norm:
+            for place, weight in enumerate(norm.weight):
+                normed = F.layer_norm(qkv[:, place].flatten(1).float(), weight.shape, weight, eps=norm.eps)
+                _multiply(normed.view(pairs[:, place].shape), turn[:, 0], pairs[:, place])
+        elif qkv.dtype == torch.bfloat16:
+            _multiply(pairs.float(), turn, pairs)
+        else:
+            torch.view_as_complex(pairs).mul_(turn)
+
+
+def _multiply(pairs: torch.Tensor, turn: torch.Tensor, target: torch.Tensor) -> None:
+    """Put the products of pairs in float32 where the target is."""
+    numbers = torch.view_as_complex(pairs)
+    if target.dtype == torch.bfloat16:
+        target.copy_(torch.view_as_real(numbers.mul_(turn)))
+    else:
+        torch.mul(numbers, turn, out=torch.view_as_complex(target))
 
 
 def gate(gate_up: torch.Tensor) -> torch.Tensor:
