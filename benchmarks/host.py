@@ -2,9 +2,9 @@
 
     .venv/bin/python benchmarks/host.py                    20,000 proteins, one vector of 1,280 each
 
-A model that computes nothing stands in the place of the network; what it takes is taken off. Reading the shard's file
-and committing it, which another thread does, are told beside it. Prints microseconds of CPU
-time for each sequence.
+A model that computes nothing stands in the place of the network; what it takes is taken off. Reading the shard's file,
+and committing it, which another thread does beside the next, are told apart. Prints microseconds of CPU time for each
+sequence.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from esmflow.job import SHARD, read_shard  # noqa: E402
 from esmflow.model.pack import Pack  # noqa: E402
 from esmflow.model.pooling import represent  # noqa: E402
 from esmflow.representation import Output  # noqa: E402
+from esmflow.sealed import seal  # noqa: E402
 from esmflow.store.store import commit  # noqa: E402
 from random_weights import esm2, proteins, uniprot_like_lengths  # noqa: E402
 
@@ -70,6 +71,7 @@ def measure(count: int, embed_dim: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as directory:
         file, target = Path(directory) / "shard.parquet", Path(directory) / "store" / "shard.parquet"
         pq.write_table(pa.table([keys, pa.array(sequences, pa.binary())], schema=SHARD), file)
+        seal(file)
         parts: dict[str, Callable[[], object]] = {
             "engine": lambda: engine.embed(sequences, [output]),
             "device": lambda: [represent(idle, [pack], [output]) for pack in packs],

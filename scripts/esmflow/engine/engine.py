@@ -92,11 +92,10 @@ class Engine:
 
         `progress` is called for each finished pack with its sequences, residues and FLOPs.
         """
-        rows, bounds = treatment.all_pieces(np.fromiter(map(len, sequences), np.int64, len(sequences)))
         self._tickets += 1
         # What took the memory may be gone by now.
         self.tokens_per_pack = min(2 * self.tokens_per_pack, self._full_tokens_per_pack)
-        task = Task(self._tickets, sequences, outputs, progress, rows, bounds, self.model.architecture)
+        task = Task(self._tickets, sequences, outputs, progress, treatment, self.model.architecture)
         packs = plan_packs(task.tokens, self.tokens_per_pack)
         self._waiting += [(task, members) for members in packs]
         used = [int(task.tokens[members].sum()) for members in packs]

@@ -1,6 +1,6 @@
 """Which sequences go into one pack."""
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 
 import numpy as np
 
@@ -15,16 +15,20 @@ def plan_packs(tokens: np.ndarray, budget: int) -> list[np.ndarray]:
     sequence longer than the budget gets a pack of its own.
     """
     packs: list[list[int]] = []
-    free: list[tuple[int, int]] = []
-    for row in np.argsort(-tokens, kind="stable").tolist():
-        length = int(tokens[row])
-        fit = bisect_left(free, (length, 0))
+    # What is free in the packs that have room, the fullest first, and which these are.
+    free: list[int] = []
+    numbers: list[int] = []
+    order = np.argsort(-tokens, kind="stable")
+    for row, length in zip(order.tolist(), tokens[order].tolist(), strict=True):
+        fit = bisect_left(free, length)
         if fit < len(free):
-            space, number = free.pop(fit)
+            space, number = free.pop(fit), numbers.pop(fit)
             packs[number].append(row)
         else:
             space, number = budget, len(packs)
             packs.append([row])
         if space > length:
-            insort(free, (space - length, number))
+            place = bisect_left(free, space - length)
+            free.insert(place, space - length)
+            numbers.insert(place, number)
     return [np.array(rows) for rows in packs]

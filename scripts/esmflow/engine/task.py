@@ -8,6 +8,7 @@ import numpy as np
 from esmflow.architecture import Architecture
 from esmflow.model.pack import Pack
 from esmflow.representation import Output, Values, combine
+from esmflow.treatment import Treatment
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,14 @@ class Task:
     sequences: Sequence[bytes]
     outputs: Sequence[Output]
     progress: Callable[[int, int, float], None] | None
-    rows: np.ndarray
-    """int64 [pieces]: which sequence each is of."""
-    bounds: np.ndarray
-    """int64 [pieces, 4]: as `Treatment.all_pieces` gives them."""
+    treatment: Treatment
     architecture: Architecture
+    rows: np.ndarray = field(init=False)
+    """int64 [pieces]: which sequence each is of."""
+    bounds: np.ndarray = field(init=False)
+    """int64 [pieces, 4]: as `Treatment.all_pieces` gives them."""
+    pieces: Sequence[bytes] = field(init=False)
+    """Their residues."""
     tokens: np.ndarray = field(init=False)
     """int64 [pieces], with BOS and EOS."""
     computed: list[Output] = field(init=False)
@@ -45,7 +49,14 @@ class Task:
     left: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tokens = self.bounds[:, 1] - self.bounds[:, 0] + 2
+        lengths = np.fromiter(map(len, self.sequences), np.int64, len(self.sequences))
+        self.rows, self.bounds = self.treatment.all_pieces(lengths)
+        starts, stops = self.bounds[:, :2].T
+        self.tokens = stops - starts + 2
+        self.pieces = self.sequences
+        if not np.array_equal(stops - starts, lengths):
+            stretches = zip(self.rows.tolist(), starts.tolist(), stops.tolist(), strict=True)
+            self.pieces = [self.sequences[row][start:stop] for row, start, stop in stretches]
         means = {Output(output.layer, "mean") for output in self.outputs if output.kind.needs_mean}
         self.computed = sorted({*self.outputs, *means})
         self.reasons = [None] * len(self.sequences)
@@ -61,12 +72,10 @@ class Task:
     def pack(self, members: np.ndarray) -> Pack:
         """These pieces laid end to end."""
         bounds = self.bounds[members]
-        stretches = zip(self.rows[members].tolist(), *bounds[:, :2].T.tolist(), strict=True)
-        residues = [self.sequences[row][start:stop] for row, start, stop in stretches]
-        return Pack.of(residues, bounds[:, 2:] - bounds[:, :1])
+        return Pack.of([self.pieces[member] for member in members.tolist()], bounds[:, 2:] - bounds[:, :1])
 
     def take(self, members: np.ndarray, values: dict[Output, Values]) -> None:
-        """Keep what these pieces have."""
+        """Keep a copy of the vectors that these pieces have, and what else they have as it is."""
         for output, of_members in values.items():
             results = self.results[output]
             if isinstance(results, np.ndarray):
@@ -77,7 +86,7 @@ class Task:
 
     def embedded(self) -> Embedded:
         """The results of the sequences from those of their pieces."""
-        firsts = np.searchsorted(self.rows, np.arange(len(self.sequences)))
+        firsts = np.flatnonzero(self.bounds[:, 0] == 0)
         counts = np.diff(firsts, append=len(self.rows))
         values = {output: self._chosen(output, firsts) for output in self.outputs}
         kept = self.bounds[:, 3] - self.bounds[:, 2]

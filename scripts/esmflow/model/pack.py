@@ -35,7 +35,8 @@ class Pack:
         kept: int64 [sequences, 2], the first residue of each that is pooled, and the one after the last; without it,
         all are.
         """
-        tokens = np.frombuffer(bytearray(b"<" + b"><".join(sequences) + b">").translate(_TOKEN_OF_BYTE), np.uint8)
+        text = bytearray(b"><").join([b"", *sequences, b""]).translate(_TOKEN_OF_BYTE)
+        tokens = np.frombuffer(text, np.uint8)[1:-1]
         lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
         cu_seqlens = np.concatenate([[0], np.cumsum(lengths + 2)])
         residues = np.column_stack([np.zeros_like(lengths), lengths]) if kept is None else kept

@@ -22,6 +22,7 @@ class Results(NamedTuple):
     """What packs gave, sequence by sequence."""
 
     values: dict[Output, Values]
+    """Of vectors, arrays that are to be copied: they may lie in memory that the next packs could have."""
     finite: np.ndarray
     """bool [sequences]."""
 
@@ -119,11 +120,14 @@ class Represented:
         stream: "torch.cuda.Stream | None" = None,
     ) -> None:
         self.tensors, self._kept, self._architecture = dict(tensors), kept, architecture
+        # The sum of numbers that are all finite nearly always is, and any other never.
+        self._sums = torch.stack([value.sum() for value in tensors.values()])
         self._arrived = None
         if stream is not None:
             stream.wait_stream(torch.cuda.current_stream(stream.device))
             with torch.cuda.stream(stream):
                 self.tensors = {output: _download(value, stream) for output, value in tensors.items()}
+                self._sums = _download(self._sums, stream)
                 self._arrived = stream.record_event()
 
     def get(self) -> Results:
@@ -132,12 +136,11 @@ class Represented:
             self._arrived.synchronize()
         values: dict[Output, Values] = {}
         finite = np.ones(len(self._kept), dtype=bool)
-        for output, tensor in self.tensors.items():
+        for (output, tensor), total in zip(self.tensors.items(), self._sums.cpu().numpy(), strict=True):
             array = tensor.cpu().numpy()
             # What stays in pinned memory would keep more of it from the next pack than it fills.
-            array = array if self._arrived is None else array.copy()
-            values[output] = self._split(output, array) if output.ragged else array
-            if not np.isfinite(array).all():
+            values[output] = self._split(output, array.copy()) if output.ragged else array
+            if not np.isfinite(total):
                 finite &= [bool(np.isfinite(value).all()) for value in values[output]]
         return Results(values, finite)
 

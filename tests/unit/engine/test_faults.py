@@ -8,15 +8,16 @@ from threading import Barrier, BrokenBarrierError
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import random_weights
 import reference
 import torch
 from esmflow.architecture import Architecture
-from esmflow.engine.budget import probe_tokens
+from esmflow.engine.budget import MOST_TOKENS, probe_tokens
 from esmflow.engine.device import require_memory, weights_bytes
 from esmflow.engine.engine import Engine
-from esmflow.engine.task import Embedded
+from esmflow.engine.task import Embedded, Task
 from esmflow.errors import DeviceError
 from esmflow.model import fair_esm, weights
 from esmflow.model.fair_esm import FairEsmLayer
@@ -25,9 +26,11 @@ from esmflow.model.parts import Tensors
 from esmflow.model.pooling import Represented
 from esmflow.model.trunk import Esm
 from esmflow.representation import Output
-from workflow import DEADLINE
+from esmflow.treatment import WHOLE
+from workflow import DEADLINE, ROOT
 
 CPU = torch.device("cpu")
+SHAPE = random_weights.SHAPES["8M"]
 OUTPUT = Output(3, "mean")
 SEQUENCES = ["".join(random.Random(n).choices("ACDEFGHIKLMNPQRSTVWY", k=5 + 7 * n)).encode() for n in range(30)]
 
@@ -143,6 +146,31 @@ def test_results_on_a_device_are_copied_before_they_become_arrays() -> None:
         Represented(values, np.array([5, 7]), shape).get()
 
 
+def test_results_are_apart_from_the_memory_that_they_came_in() -> None:
+    shape, residues = random_weights.esm2(3, 64, 4), Output(3, "per_tok")
+    tensors = {OUTPUT: torch.ones(2, 64), residues: torch.ones(12, 64)}
+    task = Task(1, [b"MKTAY", b"MKTAYIA"], list(tensors), None, WHOLE, shape)
+    task.take(np.arange(2), Represented(tensors, np.array([5, 7]), shape).get().values)
+    for tensor in tensors.values():
+        tensor.zero_()
+    embedded = task.embedded()
+    assert np.all(embedded.values[OUTPUT] == 1)
+    assert [(array.shape, bool(np.all(array == 1))) for array in embedded.values[residues]] == [
+        ((5, 64), True),
+        ((7, 64), True),
+    ]
+
+
+def test_packs_are_made_in_this_process(tiny: Path) -> None:
+    process = psutil.Process()
+    before = process.children()
+    engine = Engine(Esm(weights.read([tiny]), CPU), tokens_per_pack=300)
+    engine.submit(SEQUENCES, [OUTPUT])
+    engine.step()
+    assert process.children() == before
+    engine.close()
+
+
 def test_what_has_too_little_memory_beside_other_packs_is_computed_in_float32_without_them(tiny: Path) -> None:
     """All is infinite in 16 bit, of which float32 has room for one sequence at a time, and none while a pack runs."""
     running: list[int] = []
@@ -225,12 +253,21 @@ def test_weights_that_do_not_fit_are_refused_with_both_figures() -> None:
 
 
 def test_the_probe_finds_what_fits() -> None:
-    shape = Architecture("ESM-2", 6, 320, 20, 1280, True, None, lm_head=True, contact_head=True)
     held = []
 
     def run(pack: Pack) -> None:
         held.append(50_000_000 + 30_000 * len(pack.tokens))
 
-    tokens = probe_tokens(shape, run, free=lambda: 1_000_000_000, peak=lambda: held[-1])
+    tokens = probe_tokens(SHAPE, run, free=lambda: 1_000_000_000, peak=lambda: held[-1])
     assert 0.7e9 <= 50_000_000 + 30_000 * tokens <= 0.8e9
-    assert probe_tokens(shape, run, free=lambda: 60_000_000, peak=lambda: held[-1]) == 1024
+    assert probe_tokens(SHAPE, run, free=lambda: 60_000_000, peak=lambda: held[-1]) == 1024
+
+
+def test_the_most_tokens_of_a_pack_are_those_that_the_documents_tell() -> None:
+    assert probe_tokens(SHAPE, lambda _: None, free=lambda: 1 << 60, peak=lambda: 1) == MOST_TOKENS
+    told = f"{MOST_TOKENS:,}"
+    [key] = [
+        line for line in (ROOT / "config" / "README.md").read_text().splitlines() if "workers.tokens_per_pack" in line
+    ]
+    assert f"what fits on a GPU, up to {told}" in key
+    assert f"at most {told}" in (ROOT / "docs" / "gpu.md").read_text()
