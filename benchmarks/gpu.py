@@ -2,7 +2,7 @@
 
     make bench-gpu              all parts, for 8M, 150M, 650M and 3B
     python benchmarks/gpu.py --parts rates,variants --models 650M
-    python benchmarks/gpu.py --device cpu --models tiny --proteins 60 --repeats 1 --tokens 1024
+    python benchmarks/gpu.py --device cpu --precision fp32 --models tiny --proteins 20 --repeats 1 --tokens 1024
                                 all of it in small, on a CPU, to see that it runs
 
 Each figure is a line of JSON, written at once (to benchmarks/results/gpu.jsonl, for a GPU). The parts:
@@ -287,9 +287,13 @@ def peers(bench: Bench) -> None:
         ours = {"model": name, "proteins": len(few), "residues": sum(map(len, few))}
         if importlib.util.find_spec("transformers"):
             for how in ("eager", "compiled"):
-                for tokens, seconds in gpu_peers.transformers(bench, shape, few, compiled=how == "compiled"):
-                    share = bench.share(flops(shape, few), seconds)
-                    bench.note("peers", whose=f"transformers, {how}", tokens=tokens, seconds=seconds, **ours, **share)
+                whose = f"transformers, {how}"
+                try:
+                    for tokens, seconds in gpu_peers.transformers(bench, shape, few, compiled=how == "compiled"):
+                        share = bench.share(flops(shape, few), seconds)
+                        bench.note("peers", whose=whose, tokens=tokens, seconds=seconds, **ours, **share)
+                except Exception as error:  # Compilers raise nearly everything, and may be absent.
+                    bench.note("peers", whose=whose, unusable=f"{type(error).__name__}: {error}".partition("\n")[0])
         if importlib.util.find_spec("esm"):
             seconds = gpu_peers.fair_esm(bench, shape, few)
             bench.note("peers", whose="fair-esm", seconds=seconds, **ours, **bench.share(flops(shape, few), seconds))

@@ -18,7 +18,7 @@ FAIR_ESM_BUDGET = 4096
 def transformers(
     bench: "Bench", shape: Architecture, sequences: Sequence[bytes], *, compiled: bool
 ) -> Iterator[tuple[int, float]]:
-    """EsmModel in bf16, sdpa, length-sorted padded batches: (tokens of a batch, seconds) for several sizes."""
+    """EsmModel, sdpa, length-sorted padded batches: (tokens of a batch, seconds) for several sizes."""
     from transformers import EsmConfig, EsmModel
 
     config = EsmConfig(
@@ -35,7 +35,7 @@ def transformers(
         attention_probs_dropout_prob=0.0,
         attn_implementation="sdpa",
     )
-    model: Any = EsmModel(config, add_pooling_layer=False).to(bench.device, torch.bfloat16).eval()
+    model: Any = EsmModel(config, add_pooling_layer=False).to(bench.device, bench.dtype).eval()
     if compiled:
         model = torch.compile(model, dynamic=True)
     numbers = {ord(letter): number for number, letter in enumerate(TOKENS) if len(letter) == 1}

@@ -19,14 +19,21 @@ SEQUENCES = [b"M", b"XBZUO", *random_weights.proteins([40, 150, 300])]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: what can be run without a GPU")
+    parser.addoption("--shapes", default="650M,3B", help="the models of those sizes")
     parser.addoption("--depth", type=int, default=1000, help="use so many layers of each shape at most")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "known" in metafunc.fixturenames:
+        shapes = metafunc.config.getoption("--shapes").split(",")
+        metafunc.parametrize("known", shapes, indirect=True, scope="module")
 
 
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     name = request.config.getoption("--device")
     if name == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device on this machine; --device cpu --depth 1 runs what can be run without one")
+        pytest.skip("no CUDA device on this machine; --device cpu --shapes 8M runs what can be run without one")
     return torch.device(name)
 
 
@@ -46,7 +53,7 @@ class Known:
     expected: dict[Output, list[np.ndarray]]
 
 
-@pytest.fixture(scope="module", params=["650M", "3B"])
+@pytest.fixture(scope="module")
 def known(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Known]:
     shape = random_weights.SHAPES[request.param]
     # In float32: the checkpoint and a model of it on the device, two of the latter on the CPU (oneDNN's layout).
