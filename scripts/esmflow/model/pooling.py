@@ -136,8 +136,8 @@ class Represented:
             self._arrived.synchronize()
         values: dict[Output, Values] = {}
         finite = np.ones(len(self._kept), dtype=bool)
-        for (output, tensor), total in zip(self.tensors.items(), self._sums.cpu().numpy(), strict=True):
-            array = tensor.cpu().numpy()
+        *arrays, sums = [tensor.cpu().numpy() for tensor in (*self.tensors.values(), self._sums)]
+        for output, array, total in zip(self.tensors, arrays, sums, strict=True):
             # What stays in pinned memory would keep more of it from the next pack than it fills.
             values[output] = self._split(output, array.copy()) if output.ragged else array
             if not np.isfinite(total):

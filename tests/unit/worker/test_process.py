@@ -14,6 +14,7 @@ from esmflow.engine.engine import Engine
 from esmflow.errors import DeviceLostError, WriteError
 from esmflow.job import Job
 from esmflow.model import weights
+from esmflow.model.layouts import Checkpoint
 from esmflow.model.pack import Pack
 from esmflow.model.trunk import Esm
 from esmflow.planned_model import PlannedModel
@@ -88,6 +89,23 @@ def test_a_model_that_is_dropped_while_its_shard_is_written_leaves_the_memory(
     assert not written.done()
     go.set()
     assert written.result(DEADLINE).use.device == "cpu"
+
+
+def test_on_a_gpu_the_model_in_float32_is_not_there_as_a_whole(
+    shards: list[EmbedShard], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident: list[bool] = []
+
+    class OnCpu(Esm):
+        """Computes on the CPU whatever it is told."""
+
+        def __init__(self, checkpoint: Checkpoint, device: torch.device, **options: Any) -> None:
+            resident.append(options.get("resident", True))
+            super().__init__(checkpoint, CPU, **options)
+
+    monkeypatch.setattr(process, "Esm", OnCpu)
+    load_engine(shards[0].model, "bf16", torch.device("cuda"), 1, 1000).exact()
+    assert resident == [True, False]
 
 
 def test_a_shard_that_cannot_be_written_fails_and_no_other(
