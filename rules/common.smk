@@ -9,7 +9,7 @@ sys.path.insert(0, SCRIPTS)
 
 from esmflow import allocation
 from esmflow.config.check import check_config
-from esmflow.errors import ConfigError, EsmflowError
+from esmflow.errors import ConfigError, DataError, EsmflowError
 from esmflow.files import sha256
 from esmflow.heartbeat import Heartbeat
 from esmflow.inputs.kinds import KINDS
@@ -21,6 +21,13 @@ from esmflow.run_plan import RunPlan
 from esmflow.tables.exports import EXPORTS
 from esmflow.weights_source import is_path
 
+
+def end(error):
+    """End Snakemake with the line of an error and its exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
 try:
     config = check_config(config, typed=workflow.config_settings.config)
     if workflow.modifier.path_modifier.replace_prefix(config["results"]) != config["results"]:
@@ -31,8 +38,7 @@ try:
     for_contigs = [f"exports: {name}" for name in config["exports"] if name in EXPORTS and EXPORTS[name].of_contigs]
     require_contigs(SAMPLES, for_contigs + (["contigs"] if config["contigs"] else []))
 except EsmflowError as error:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(error.exit_code)
+    end(error)
 
 # In the environment of Snakemake, since a prefix of all shell commands would take the place of that of a workflow that uses
 # this one as a module; and no part of the commands, so that a clone that was moved has nothing to do again.

@@ -73,7 +73,10 @@ def contig_options(wildcards):
 @functools.lru_cache(maxsize=1)
 def load_plan(written):
     """The plan written at that time; it is asked for once per table and thrice per job."""
-    return RunPlan.load(RESULTS.plan)
+    try:
+        return RunPlan.load(RESULTS.plan)
+    except DataError as error:
+        end(error)
 
 
 def current_plan():
@@ -210,9 +213,12 @@ def job_attention(wildcards):
 
 
 def attempt_before(wildcards, attempt):
-    """The last heartbeat of a job's attempt before this one; None if there was none."""
+    """The last heartbeat of a job's attempt before this one; None if there was none, or none that can be read."""
     path = RESULTS.heartbeat(wildcards.job)
-    return Heartbeat.load(path) if attempt > 1 and path.exists() else None
+    try:
+        return Heartbeat.load(path) if attempt > 1 and path.exists() else None
+    except DataError:
+        return None
 
 
 def job_minutes(wildcards, attempt):
@@ -317,12 +323,12 @@ def uncut(wildcards):
         "--batch": settings.batch,
     }
     for option in [option for option, value in cutting.items() if value and not IS_MODULE]:
-        print(
-            f"error: {option}: what there is to do is known only after the plan; give targets instead, of "
-            f"{', '.join(TARGETS)}, or paths of outputs",
-            file=sys.stderr,
+        end(
+            ConfigError(
+                f"{option}: what there is to do is known only after the plan; give targets instead, of "
+                f"{', '.join(TARGETS)}, or paths of outputs"
+            )
         )
-        sys.exit(78)
     return []
 
 

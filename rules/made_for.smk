@@ -22,7 +22,7 @@ def renew(output, made_for, unless=lambda path: False):
 
     def nothing(wildcards):
         path, told = (Path(pattern.format(**wildcards)) for pattern in (output, record(output)))
-        right = told.exists() and told.read_text().strip() == made_for(wildcards)
+        right = told.exists() and told.read_bytes().strip() == made_for(wildcards).encode()
         if path.exists() and (not right or unless(path)):
             workflow.dag.forcefiles.add(str(told))
         return []

@@ -20,7 +20,7 @@ def main(options: Namespace) -> None:
     try:
         write_report(Results(options.results), list(read_samples(options.samples)), specs, options.config, options.page)
     except FileNotFoundError as error:
-        raise IncompleteError(f"{error.filename}: not there; run the workflow to its end first") from error
+        raise IncompleteError(f"{error.filename or error}: not there; run the workflow to its end first") from error
 
 
 if __name__ == "__main__":

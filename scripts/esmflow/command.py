@@ -17,6 +17,7 @@ from esmflow.errors import DataError, EsmflowError, IncompleteError, WriteError
 _INTERRUPTED = "interrupted; what was committed is kept, run the same command again to go on"
 #: What passes, or is for whoever runs the machine to mend; no file is to blame.
 _PASSING = {
+    errno.ENOENT: "is not there, or no more; make it first, then run again",
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n) and run again",
     errno.ENFILE: "too many files are open on this machine; run again later",
     errno.ENOMEM: "memory is short; give the job more and run again",
@@ -100,11 +101,12 @@ def _known(error: Exception) -> EsmflowError | None:
         return IncompleteError(_PASSING[errno.EAGAIN])
     if not isinstance(error, OSError):
         return None
-    number = error.errno or 0
+    # pyarrow's has no number.
+    number = errno.ENOENT if isinstance(error, FileNotFoundError) else error.errno or 0
     if number == errno.EACCES and error.filename and (told := files.forbidden(Path(os.fsdecode(error.filename)))):
         return DataError(told)
     if number in _PASSING:
-        return IncompleteError(f"{error.filename or 'a file'}: {_PASSING[number]}")
+        return IncompleteError(f"{error.filename or error}: {_PASSING[number]}")
     if number in _CANNOT_WRITE:
         return WriteError(f"{error.filename or 'output'}: cannot be written: {_CANNOT_WRITE[number]}")
     return None

@@ -58,20 +58,42 @@ def atomic_directory(target: Path) -> Iterator[Path]:
     What was there goes aside before it is removed, since NFS keeps what others have open, and its directory.
     An OSError tells of `target`.
     """
-    temporary = temporary_name(target)
-    temporary.mkdir(parents=True)
+    with scratch_directory(target) as temporary:
+        try:
+            yield temporary
+            _replace_directory(target, temporary)
+        except OSError as error:
+            error.filename = error.filename or str(target)
+            raise
+
+
+def _replace_directory(target: Path, new: Path) -> None:
+    aside = temporary_name(target)
+    with suppress(FileNotFoundError):
+        target.rename(aside)
     try:
-        yield temporary
-        aside = temporary_name(target)
-        with suppress(FileNotFoundError):
-            target.rename(aside)
-        temporary.replace(target)
-        remove(aside)
+        new.replace(target)
     except OSError as error:
-        error.filename = error.filename or str(target)
+        # Another process has put its own there meanwhile.
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            _replace_directory(target, new)
+            return
+        with suppress(OSError):
+            aside.rename(target)
         raise
     finally:
-        remove(temporary)
+        remove(aside)
+
+
+@contextmanager
+def scratch_directory(target: Path) -> Iterator[Path]:
+    """Yield a new directory beside `target` for what is needed to make that; it is removed at the end."""
+    directory = temporary_name(target)
+    directory.mkdir(parents=True)
+    try:
+        yield directory
+    finally:
+        remove(directory)
 
 
 def temporary_name(target: Path) -> Path:

@@ -3,18 +3,38 @@
 import csv
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from esmflow.errors import DataError
 from esmflow.representation import REPRESENTATIONS, VARIANTS
 
 
+@contextmanager
+def reading_output(path: Path) -> Iterator[None]:
+    """Tell of an output that cannot be read as what it is. It has no seal by which damage could be proven.
+
+    Raises DataError; what the system refuses is raised as it is.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno is not None):
+            raise
+        text = str(error).partition("\n")[0] or type(error).__name__
+        raise DataError(f"{path}: cannot be read ({text}); if it is damaged, delete it and run again") from error
+
+
 def read_outcomes(status: Path) -> Counter[tuple[str, str, int]]:
-    """How many records of a status file have each (status, reason, length)."""
+    """How many records of a status file have each (status, reason, length). Raises DataError if it is damaged."""
     # IDs are of any length.
     csv.field_size_limit(sys.maxsize)
-    with status.open(encoding="utf-8", newline="") as file:
+    with reading_output(status), status.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="\t")
         return Counter((row["status"], row["reason"], int(row["length"])) for row in rows)
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -345,6 +346,20 @@ def test_a_read_only_file_system_is_told(
     assert place.left() == before
 
 
+def test_a_table_that_cannot_be_written_stops_only_what_needs_it(again: Workspace) -> None:
+    blocked, other = (f"results/features/{sample}/{MODEL}/layer0.mean.parquet" for sample in "ab")
+    before = again.table("b", MODEL, "layer0.mean")
+    shutil.rmtree((again.root / blocked).parent)
+    # Where not even root can make a file.
+    (again.root / blocked).parent.symlink_to("/sys/kernel")
+    (again.root / other).unlink()
+    result = again.run("--keep-going", "--", blocked, other, check=False)
+    assert result.returncode != 0
+    assert again.table("b", MODEL, "layer0.mean").equals(before)
+    told = (again.root / "logs/features/a" / MODEL / "layer0.mean.log").read_text()
+    assert re.search(rf"error: {blocked}.*: cannot be written: permission denied", told.splitlines()[-1])
+
+
 def test_ctrl_c_ends_embed_with_75_and_the_same_command_goes_on(baseline: Baseline, tmp_path: Path) -> None:
     arguments = [str(argument) for argument in embed_arguments(baseline, tmp_path)]
     target = Workspace(tmp_path)
@@ -381,6 +396,18 @@ def test_ctrl_c_amid_the_imports_is_told_in_one_line() -> None:
     result = subprocess.CompletedProcess(command, process.returncode, out, errors)
     assert result.returncode == 75, errors
     assert "interrupted" in error_line(result)
+
+
+def test_a_damaged_plan_is_told_by_snakemake_in_one_line(again: Workspace) -> None:
+    plan = again.root / "results/plan/plan.json"
+    plan.write_text(plan.read_text().replace("layer0.mean", "layer0.meam"))
+    result = again.run("--dry-run", check=False)
+    assert result.returncode == 65
+    assert "results/plan/plan.json: run plan is damaged" in error_line(result)
+    # Whatever rots of what tells what it was made for: it is made again.
+    plan.unlink()
+    (again.root / "results/made_for/plan.txt").write_bytes(b"\xff\xfe")
+    assert "checkpoint plan" in again.run("--dry-run").stdout
 
 
 HOSTILE = [

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,35 @@ def test_a_directory_with_a_file_that_is_open_elsewhere_is_replaced_all_the_same
     [aside] = [path for path in tmp_path.iterdir() if path != target]
     assert names(aside) == [".nfs0001"]
     shutil.rmtree(aside)
+
+
+def test_two_processes_may_replace_a_directory_at_the_same_time(tmp_path: Path) -> None:
+    target = tmp_path / "plan"
+
+    def replace(number: int) -> None:
+        for _ in range(100):
+            with files.atomic_directory(target) as directory:
+                (directory / "whose").write_text(str(number))
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(replace, (1, 2)))
+    assert names(tmp_path) == ["plan"]
+    assert names(target) == ["whose"]
+
+
+def test_a_directory_stays_if_another_cannot_take_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "table.parts"
+    target.mkdir()
+    (target / "old").touch()
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left"), files.atomic_directory(target):
+        pass
+    assert names(target) == ["old"]
+    assert names(tmp_path) == ["table.parts"]
 
 
 def test_a_directory_that_cannot_be_flushed_stops_nothing_and_a_file_does() -> None:

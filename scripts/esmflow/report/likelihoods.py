@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from esmflow.planned_model import PlannedModel
-from esmflow.results import Results, TableName
+from esmflow.results import Results, TableName, reading_output
+from esmflow.sealed import whole
 
 #: Residues of a protein that are shown.
 _RESIDUES = 600
@@ -42,7 +43,8 @@ def read_perplexities(results: Results, samples: Sequence[str], model: PlannedMo
         return None
     column = "masked_perplexity" if model.masks else "wt_perplexity"
     names = {sample: TableName(sample, model.name, "likelihoods") for sample in samples}
-    tables = {sample: pq.read_table(results.likelihoods(name), columns=[column]) for sample, name in names.items()}
+    paths = {sample: whole(results.likelihoods(name)) for sample, name in names.items()}
+    tables = {sample: pq.read_table(path, columns=[column]) for sample, path in paths.items()}
     return Perplexities(model.masks, {sample: table[column].drop_null().to_numpy() for sample, table in tables.items()})
 
 
@@ -51,7 +53,8 @@ def read_marginals(results: Results, samples: Sequence[str], model: PlannedModel
     outputs = [output for output in model.outputs if output.representation.endswith("_marginals")]
     for output in sorted(outputs, key=lambda output: output.representation):
         for sample in samples:
-            with h5py.File(results.residues(TableName(sample, model.name, output.file_stem))) as file:
+            path = results.residues(TableName(sample, model.name, output.file_stem))
+            with reading_output(path), h5py.File(path, locking=False) as file:
                 if len(file["id"]):
                     first, stop = file["offsets"][file["sequence"][0] :][:2].tolist()
                     marginals = file["marginals"][first : min(stop, first + _RESIDUES)]

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from esmflow.planned_model import PlannedModel
 from esmflow.representation import VECTORS, Output
+from esmflow.results import reading_output
 from esmflow.store.store import metadata_of
 
 #: Proteins in a map, drawn at random if there are more: as many as a browser moves with ease.
@@ -42,7 +43,7 @@ class Drawn:
 
 def draw(tables: Mapping[str, Sequence[Path]], count: int = MAP_PROTEINS) -> Drawn | None:
     """Draw so many proteins at random from the tables of all samples; None if there are fewer than three."""
-    parts = [(sample, path, pq.read_metadata(path).num_rows) for sample, paths in tables.items() for path in paths]
+    parts = [(sample, path, _rows(path)) for sample, paths in tables.items() for path in paths]
     records = sum(rows for _, _, rows in parts)
     if records < 3:
         return None
@@ -64,16 +65,21 @@ def draw(tables: Mapping[str, Sequence[Path]], count: int = MAP_PROTEINS) -> Dra
     return Drawn(samples, ids, np.concatenate(lengths), np.concatenate(vectors), records, versions)
 
 
+def _rows(path: Path) -> int:
+    with reading_output(path):
+        return int(pq.read_metadata(path).num_rows)
+
+
 def _take(path: Path, rows: np.ndarray) -> Iterator[pa.Table]:
     """The rows of a Parquet file, which ascend, as tables; of its row groups only those that have one are read."""
     begin = 0
-    with pq.ParquetFile(path) as file:
+    with reading_output(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
         for group in range(file.num_row_groups):
             size = file.metadata.row_group(group).num_rows
             chosen = rows[(rows >= begin) & (rows < begin + size)] - begin
             begin += size
             if chosen.size:
-                yield file.read_row_group(group).take(chosen)
+                yield file.read_row_group(group).select(["id", "length", "embedding"]).take(chosen)
 
 
 _Projected = tuple[np.ndarray, tuple[str, str]]

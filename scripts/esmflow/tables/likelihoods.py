@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from esmflow import database, files
 from esmflow.planned_model import PlannedModel
+from esmflow.sealed import seal
 from esmflow.store.store import Store, metadata_for
 from esmflow.tables.located import LocatedRecords
 from esmflow.tables.masked import masked_values
@@ -60,6 +61,7 @@ def write_likelihoods(
             pq.write_table(
                 content.replace_schema_metadata(metadata_for(located.provenance)), temporary, compression="zstd"
             )
+            seal(temporary)
         log.info("%s records: %s with likelihoods", f"{located.records:,}", f"{len(content):,}")
 
 

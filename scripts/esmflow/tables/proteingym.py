@@ -26,7 +26,7 @@ def write_proteingym(mutants: Path, table: Path, sequences: Path, directory: Pat
     made from, and the residues of the sample.
     """
     lines = pq.read_table(whole(mutants), columns=["id", "key", "positions", "letters"])
-    scores = pq.read_table(table)
+    scores = pq.read_table(whole(table))
     names = scores.column_names[2:-1]
     proteins: dict[tuple[str, bytes], list[int]] = {}
     scored = [number for number, reason in enumerate(scores["reason"].to_pylist()) if reason is None]

@@ -19,7 +19,7 @@ from esmflow import database, files
 from esmflow.alphabet import AMINO_ACIDS
 from esmflow.errors import IncompleteError
 from esmflow.planned_model import PlannedModel
-from esmflow.sealed import whole
+from esmflow.sealed import seal, whole
 from esmflow.store.store import Store, metadata_for
 from esmflow.tables.located import LocatedRecords
 from esmflow.tables.masked import masked_values
@@ -106,6 +106,7 @@ def write_variants(
     content = pa.table({"id": lines["id"], "mutant": lines["mutant"], **columns, "reason": reason})
     with files.atomic(table) as temporary:
         pq.write_table(content.replace_schema_metadata(metadata_for(provenance)), temporary, compression="zstd")
+        seal(temporary)
     log.info("%s variants: %s scored, %s refused", f"{len(lines):,}", f"{len(lines) - len(told):,}", f"{len(told):,}")
 
 

