@@ -15,8 +15,10 @@ if __name__ == "__main__":
     sys.argv = sys.argv[5:]
     sys.path.insert(0, os.path.dirname(sys.argv[0]))  # noqa: PTH120
     # Those that are imported only when they are needed.
-    for module in ("encodings.utf_8_sig", "encodings.idna", "msgspec", "pyarrow.compute", "esmflow.plan.plan"):
+    for module in ("encodings.utf_8_sig", "encodings.idna", "msgspec", "esmflow.plan.plan"):
         importlib.import_module(module)
+    for module in ("spawn", "popen_spawn_posix", "resource_tracker"):
+        importlib.import_module(f"multiprocessing.{module}")
     runpy.run_path(sys.argv[0], run_name="imported")
     if processes:
         resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))

@@ -96,8 +96,8 @@ def _known(error: Exception) -> EsmflowError | None:
     """What the system's error is to a user; None if it is a bug."""
     if isinstance(error, MemoryError):
         return IncompleteError("out of memory; give the job more and run again")
-    # Python has no class for it.
-    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+    # Neither Python nor Arrow has a class for it.
+    if any(text in str(error) for text in ("can't start new thread", os.strerror(errno.EAGAIN))):
         return IncompleteError(_PASSING[errno.EAGAIN])
     if not isinstance(error, OSError):
         return None

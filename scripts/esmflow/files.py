@@ -45,7 +45,8 @@ def atomic(target: Path) -> Iterator[Path]:
         temporary.replace(target)
         sync(target.parent)
     except OSError as error:
-        error.filename = error.filename or str(target)
+        if error.filename in (None, str(temporary)):
+            error.filename = str(target)
         raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -94,9 +94,16 @@ class Child:
     """A command at work."""
 
     pid: int
-    errors: Path
+    root: Path
+    step: Step
+
+    @property
+    def errors(self) -> Path:
+        """What it says."""
+        return Path(f"{self.root}.err")
 
     def wait(self) -> Outcome:
+        """How it ends. What its rule does once it is done is done then."""
         deadline = time.monotonic() + DEADLINE
         while not (ended := os.waitpid(self.pid, os.WNOHANG))[0] and time.monotonic() < deadline:
             time.sleep(0.002)
@@ -104,6 +111,10 @@ class Child:
             os.killpg(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
         code = os.waitstatus_to_exitcode(ended[1]) if ended[0] else None
+        if code == 0 and self.step.made_for:
+            digest, path = self.step.made_for
+            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / path).write_text(f"{digest}\n")
         return Outcome(code, self.errors.read_text() if self.errors.exists() else "")
 
 
@@ -115,7 +126,7 @@ class Run:
 
     def start(self, step: Step, fault: Mapping[str, str] | None = None) -> Child:
         """Begin a command, in a process group of its own, with the variables that let calls to the system fail."""
-        child = Child(os.fork(), Path(f"{self.root}.err"))
+        child = Child(os.fork(), self.root, step)
         if child.pid:
             return child
         code, context = 1, multiprocessing.get_context("fork")
@@ -134,10 +145,6 @@ class Run:
             try:
                 runpy.run_path(sys.argv[0], run_name="__main__")
                 code = 0
-                if step.made_for:
-                    digest, path = step.made_for
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_text(f"{digest}\n")
             except SystemExit as ended:
                 code = int(ended.code or 0)
         except BaseException:

@@ -59,9 +59,9 @@ class Place:
         return Results(self.root / str(user))
 
     def run(
-        self, user: int, umask: int, script: Path | str, *arguments: Path | str
+        self, user: int, umask: int, script: Path | str, *arguments: Path | str, processes: int = 0
     ) -> subprocess.CompletedProcess[str]:
-        command = [ROOT / "tests/as_user.py", str(user), str(GROUP), f"{umask:o}", "0", script, *arguments]
+        command = [ROOT / "tests/as_user.py", str(user), str(GROUP), f"{umask:o}", str(processes), script, *arguments]
         return subprocess.run(
             [sys.executable, *command],
             capture_output=True,
@@ -87,20 +87,21 @@ class Place:
     def table(self, user: int) -> Path:
         return self.results(user).root / "table.parquet"
 
-    def plan(self, user: int) -> subprocess.CompletedProcess[str]:
+    def plan(self, user: int, processes: int = 0) -> subprocess.CompletedProcess[str]:
         """Plan what the store lacks of a user's sample."""
         places = ["--results", self.results(user).root, "--samples", self.root / "samples.tsv"]
         sizes = ["--target-minutes", "1", "--max-jobs", "1", "--gpus-per-job", "0"]
         options = ["--models", f'{{"m": {SPEC_TEXT}}}', *places, "--store", self.store.root, *sizes]
-        return self.run(user, 0o022, ROOT / "scripts/plan.py", *options)
+        return self.run(user, 0o022, ROOT / "scripts/plan.py", *options, processes=processes)
 
-    def embed(self, user: int) -> subprocess.CompletedProcess[str]:
+    def embed(self, user: int, processes: int = 0) -> subprocess.CompletedProcess[str]:
         """Begin with a shard that the store lacks."""
         root = self.results(user).root
         shard = Shard("s", "m", "", WHOLE, [Output(6, "mean")], 1, 5, 1.0, 32)
         Job("j", {"m": MODEL}, [], [shard]).save(root / "job.json")
         places = ["--job", root / "job.json", "--store", self.store.root, "--receipt", root / "receipt.json"]
-        return self.run(user, 0o022, ROOT / "scripts/embed.py", *places, "--heartbeats", root / "heartbeats")
+        options = [*places, "--heartbeats", root / "heartbeats"]
+        return self.run(user, 0o022, ROOT / "scripts/embed.py", *options, processes=processes)
 
 
 @pytest.fixture
@@ -168,3 +169,14 @@ def test_a_store_that_may_only_be_read_is_told_before_anything_is_computed(place
         os.chown(path, 0, 0)
         path.chmod(0o555 if path.is_dir() else 0o444)
     assert_told_before_anything_is_computed(place, 73, str(place.store.root))
+
+
+@pytest.mark.parametrize("processes", [1, 3])
+def test_who_may_have_few_processes_is_told_so_in_one_line(place: Place, processes: int) -> None:
+    """As with `ulimit -u`, which does not bind root."""
+    planned = place.plan(BEN, processes)
+    assert planned.returncode == 75, planned.stderr
+    assert "raise the limit (ulimit -u)" in error_line(planned)
+    worked = place.embed(BEN, processes)
+    assert worked.returncode == 69, worked.stderr
+    assert "no process can be started" in error_line(worked)

@@ -48,7 +48,6 @@ def serve(connection: Connection, start: Start, index: int) -> None:
     # A signal to the whole group is the parent's to answer.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     sending = threading.Lock()
 
     def send(kind: str, content: Any) -> None:
@@ -59,6 +58,7 @@ def serve(connection: Connection, start: Start, index: int) -> None:
     # What is imported to start stays: to look through it for garbage again and again takes a fifth of the time.
     gc.disable()
     try:
+        threading.Thread(target=_end_with_parent, daemon=True).start()
         embedder = start(index, partial(send, "report"))
     except Exception as error:
         send("failed", _portable(error))
