@@ -212,7 +212,7 @@ def commit_keys(inputs: Path, work: Path, name: str, keys: list[bytes], vectors:
     from esmflow.treatment import WHOLE
 
     descriptor = Descriptor.load(inputs / "descriptor.json")
-    path = Store(work / "store").path(Space(descriptor.sha256, WHOLE, str(SPEC["precision"])), name)
+    path = Store(work / "store").path(Space(descriptor.sha256, WHOLE, "fp32"), name)
     values = {Output(descriptor.architecture.layers, "mean"): vectors[: len(keys)].astype(np.float32)}
     metadata = {"model": MODEL, "precision": "fp32", "attention": "sdpa"}
     commit(path, pa.array(keys, pa.binary(32)), [None] * len(keys), values, metadata)

@@ -101,7 +101,7 @@ class Run:
         """Compute and commit all shards."""
         for job in jobs:
             for shard in job.shards:
-                target = self.store.path(job.space(shard), shard.name)
+                target = self.store.path(job.space(shard, "cpu"), shard.name)
                 self.embedder.embed(EmbedShard(job.models[shard.model], shard, 0, shard.sequences, target)).result()
 
     def score(self, lines: Sequence[tuple[str, str]]) -> tuple[pd.DataFrame, list[Job]]:

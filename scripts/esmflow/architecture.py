@@ -30,6 +30,14 @@ class Architecture:
     """The tokens of the embedding, and of the logits."""
 
     @property
+    def half_precision(self) -> str:
+        """The 16 bit that suits it.
+
+        fp16 has the smaller error, bf16 has room for the activations of ESM-C, which grow large.
+        """
+        return "bf16" if self.kind == "ESM-C" else "fp16"
+
+    @property
     def head_dim(self) -> int:
         """Components of a query, key or value in each head."""
         return self.embed_dim // self.heads

@@ -1,7 +1,7 @@
 """A worker job: what the plan writes and the worker reads."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -63,9 +63,14 @@ class Job:
         """FLOPs of all its shards."""
         return sum(shard.cost for shard in self.shards)
 
-    def space(self, shard: Shard) -> Space:
-        """The part of the store that a shard is committed to."""
-        return self.models[shard.model].space(shard.treatment)
+    def space(self, shard: Shard, device: str) -> Space:
+        """The part of the store that a shard is committed to from a device, `cpu` or `cuda`."""
+        model = self.models[shard.model]
+        return replace(model.space(shard.treatment), precision=model.precision_on(device))
+
+    def spaces(self, shard: Shard) -> list[Space]:
+        """Those that may have it, from whatever device."""
+        return self.models[shard.model].spaces_of(shard.treatment)
 
     def save(self, path: Path) -> None:
         """Write the job as JSON, in one atomic step."""

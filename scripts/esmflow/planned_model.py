@@ -19,6 +19,8 @@ from esmflow.treatment import MASKED, WHOLE, Treatment
 CLEANING_VERSION = 1
 #: Raised when the same weights and residues would give other numbers; part of the store's key.
 NUMERICS_VERSION = 1
+#: The precision that is left to the device.
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,7 @@ class Space:
     weights_sha256: str
     treatment: Treatment
     precision: str
+    """In which the values were computed."""
 
     @property
     def directory(self) -> Path:
@@ -218,13 +221,31 @@ class PlannedModel:
         masking = replace(self.spec, layers=(-1,), long_sequences=str(MASKED), max_length=0)
         return replace(self, spec=masking).asked_for(["masked"])
 
+    def precision_on(self, device: str) -> str:
+        """What it is computed in on `cpu` or `cuda`: as configured, or for `auto` fp32 on a CPU and 16 bit on a GPU."""
+        if self.spec.precision != AUTO:
+            return self.spec.precision
+        return "fp32" if device == "cpu" else self.architecture.half_precision
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Those of the vectors that it takes, the most exact first."""
+        if self.spec.precision != AUTO:
+            return (self.spec.precision,)
+        # Earlier versions kept what `auto` had computed under its own name, on whatever device.
+        return "fp32", self.architecture.half_precision, AUTO
+
     @property
     def spaces(self) -> list[Space]:
-        """The parts of the store in which its values lie."""
-        return [self.space(treatment) for treatment in self.spec.treatments]
+        """The parts of the store in which its values may lie."""
+        return [space for treatment in self.spec.treatments for space in self.spaces_of(treatment)]
+
+    def spaces_of(self, treatment: Treatment) -> list[Space]:
+        """Those for sequences that are treated so, the most exact first."""
+        return [replace(self.space(treatment), precision=precision) for precision in self.precisions]
 
     def space(self, treatment: Treatment) -> Space:
-        """The part of the store for sequences that are treated so."""
+        """The same under the name of the precision that is asked for, which names the shards of any device."""
         return Space(self.descriptor.sha256, treatment, self.spec.precision)
 
     def provenance(self, output: Output) -> dict[str, str]:

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import SEQUENCES, Known
-from esmflow.engine.device import choose_precision
 from esmflow.engine.engine import Engine
 from esmflow.engine.self_check import LEAST_COSINE, self_check
 from esmflow.masking import masked_copies
@@ -132,7 +131,7 @@ def test_likelihoods_and_masked_copies(known: Known, device: torch.device, names
 
 
 def test_the_self_check_passes(known: Known, device: torch.device) -> None:
-    precision = choose_precision("auto", torch.device("cuda"), known.checkpoint.architecture)
+    precision = known.checkpoint.architecture.half_precision
     engine = Engine(Esm(known.checkpoint, device, precision=precision), exact=lambda: Esm(known.checkpoint, device))
     outputs = known.outputs[-4:]
     check = self_check(engine, SEQUENCES[2:], outputs, WHOLE, engine.embed(SEQUENCES[2:], outputs))

@@ -191,7 +191,7 @@ def test_a_sequence_that_kills_alone_is_skipped_and_its_neighbours_are_not(
     job = Job.load(job_file)
     [*_, deadly, _] = pq.read_table(job.shards[1].file)["key"].to_pylist()
     store = Store(tmp_path / "store")
-    worker = Worker(job, store, Heart(tmp_path / "heartbeats"))
+    worker = Worker(job, store, Heart(tmp_path / "heartbeats"), "cpu")
     with WorkerPool(StartDeadly((), 1, None, deadly), 1, on_report=worker.take_report) as pool:
         worker.embed(pool, Stop())
     assert embed(job_file, tmp_path / "healthy").returncode == 0

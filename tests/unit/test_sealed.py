@@ -114,7 +114,7 @@ def task_of(results: Results) -> EmbedShard:
     [path] = results.job("any").parent.iterdir()
     job = Job.load(path)
     [shard] = job.shards
-    target = Store(results.root.parent / "store").path(job.space(shard), shard.name)
+    target = Store(results.root.parent / "store").path(job.space(shard, "cpu"), shard.name)
     return EmbedShard(job.models["m"], shard, 0, shard.sequences, target)
 
 

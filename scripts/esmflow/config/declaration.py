@@ -104,10 +104,10 @@ class Model(_Part):
         validate_default=True,
     )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = _key(
-        "`fp32`, `fp16`, `bf16`, or `auto`: fp16 on a GPU (for ESM-C bf16), fp32 on a CPU. 16 bit is for matrix "
-        "products and attention; the rest is float32 in any case",
+        "`fp32`, `fp16`, `bf16`, or `auto`: fp16 on a GPU (for ESM-C bf16), fp32 on a CPU; of what is in the "
+        "store it takes both. 16 bit is for matrix products and attention; the rest is float32 in any case",
         example="bf16",
-        change="embeds all",
+        change="embeds what the store does not have in that precision",
         default="auto",
     )
     attention: Literal["auto", "flash_attn_3", "flash_attn_4", "flash_attn", "torch_varlen", "sdpa"] = _key(

@@ -1,4 +1,4 @@
-"""Devices: whether one can be used, at what precision, and whether a model fits into its memory."""
+"""Devices: whether one can be used, and whether a model fits into its memory."""
 
 import os
 
@@ -53,18 +53,6 @@ def is_lost(device: torch.device, error: RuntimeError) -> bool:
     except (RuntimeError, AssertionError):
         return True
     return False
-
-
-def choose_precision(name: str, device: torch.device, shape: Architecture) -> str:
-    """What computes at a configured precision: itself, or for `auto` fp32 on a CPU and 16 bit on a GPU.
-
-    fp16 has the smaller error, bf16 has room for the activations of ESM-C, which grow large.
-    """
-    if name != "auto":
-        return name
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if shape.kind == "ESM-C" else "fp16"
 
 
 def free_memory(device: torch.device) -> int:

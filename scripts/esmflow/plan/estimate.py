@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-from esmflow.planned_model import Descriptor
+from esmflow.planned_model import Descriptor, PlannedModel
 from esmflow.receipt import Receipt
 from esmflow.representation import Output
 
@@ -34,7 +34,7 @@ class Rate(NamedTuple):
     """Whether receipts told it."""
 
 
-def rate(receipts: Iterable[Receipt], model: str, precision: str, gpus_per_job: int) -> Rate:
+def rate(receipts: Iterable[Receipt], model: PlannedModel, gpus_per_job: int) -> Rate:
     """The rate that earlier jobs had: those of the same model, else of any on that device; else an assumed one.
 
     Where GPUs are asked for and all receipts tell of CPUs, there is no GPU, and the next job will find none either.
@@ -48,8 +48,8 @@ def rate(receipts: Iterable[Receipt], model: str, precision: str, gpus_per_job: 
                 flops[*kind, key] += use.flops * receipt.figures.processes
                 seconds[*kind, key] += use.computing_seconds
     device = "cuda" if gpus_per_job and {known for known, _, _ in flops} != {"cpu"} else "cpu"
-    computed = {"cpu": "fp32", "cuda": "fp16"}[device] if precision == "auto" else precision
-    for name in (model, ""):
+    computed = model.precision_on(device)
+    for name in (model.name, ""):
         if spent := seconds[device, computed, name]:
             return Rate(device, flops[device, computed, name] / spent, measured=True)
     assumed = ASSUMED_RATES[device, "fp32" if computed == "fp32" else "16 bit"]

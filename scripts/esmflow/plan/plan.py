@@ -63,10 +63,7 @@ def plan(
     for model in models:
         model.check(variants=variants)
     receipts = {path.stem: Receipt.load(path) for path in sorted(results.receipts.glob("[!.]*.json"))}
-    rates = {
-        model.name: estimate.rate(receipts.values(), model.name, model.spec.precision, sizes.gpus_per_job)
-        for model in models
-    }
+    rates = {model.name: estimate.rate(receipts.values(), model, sizes.gpus_per_job) for model in models}
     refused = {sample: line for sample in samples if (line := refusal(results.sequences(sample)))}
     for line in (*refused.values(), *refused_models.values()):
         log.warning("left out: %s", line)
@@ -85,7 +82,7 @@ def plan(
             if usable and (model.masks or variants):
                 _cut_copies(cutter, model, usable, results)
         jobs = cutter.jobs(models)
-        store.require_writable({job.space(shard) for job in jobs for shard in job.shards})
+        store.require_writable({job.space(shard, rates[shard.model].device) for job in jobs for shard in job.shards})
         forecasts = {job.name: preflight.forecast(job, rates, longest, sizes) for job in jobs}
         summary = preflight.sum_up(jobs, list(forecasts.values()), rates, sizes, _new_bytes(tables, jobs, results))
         log.info("%s", preflight.text(summary, store.root, results.root))

@@ -113,9 +113,9 @@ class _ShardWriter:
     def finish(self, work_list: WorkList, store: Store, results: Results) -> Shard:
         self._writer.close()
         seal(self._path)
-        space = self._model.space(self._batch.treatment)
+        spaces = self._model.spaces_of(self._batch.treatment)
         # What is committed under a name is not computed again, so that another attempt has a name of its own.
-        while store.has_shortages(space, name := self._digest.hexdigest()[:16]):
+        while store.has_shortages(spaces, name := self._digest.hexdigest()[:16]):
             self._digest.update(b"another attempt")
         file = results.shard(name)
         self._path.rename(self._path.with_name(file.name))

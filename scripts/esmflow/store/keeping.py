@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from esmflow import database, files
 from esmflow.errors import DataError
+from esmflow.planned_model import AUTO
 from esmflow.progress import Progress
 from esmflow.representation import Output
 from esmflow.sealed import DamagedError, MalformedError, check, open_file
@@ -37,7 +38,7 @@ class Entry:
     """The first 16 hexadecimal digits of the SHA-256 of the weights."""
     treatment: Treatment
     precision: str
-    """As configured."""
+    """In which it was computed; `auto` where an earlier version left that to the device."""
     sizes: dict[Output, int]
     """Bytes in the file of each output."""
     sequences: int
@@ -186,7 +187,7 @@ def _entry(path: Path) -> Entry:
             name = ".".join(column.path_in_schema.split(".")[:2])
             if name.startswith("layer"):
                 sizes[Output.parse(name)] += column.total_compressed_size
-    treatment, precision, _, _ = path.parent.name.rsplit("-", 3)
+    treatment, precision = _space(path)
     return Entry(
         path,
         metadata_of(schema)["model"],
@@ -200,10 +201,20 @@ def _entry(path: Path) -> Entry:
     )
 
 
+def _space(path: Path) -> tuple[str, str]:
+    """Treatment and precision, as the name of a store file's directory tells."""
+    treatment, precision, _, _ = path.parent.name.rsplit("-", 3)
+    return treatment, precision
+
+
 def _check(path: Path) -> None:
     """Raise DamagedError if a store file is not as it was committed, or was wrong even then."""
     check(path)
     with open_file(path) as file:
+        _, precision = _space(path)
+        computed = metadata_of(file.schema_arrow).get("precision", precision)
+        if precision not in (computed, AUTO):
+            raise MalformedError(f"it lies with what was computed in {precision}, and was computed in {computed}")
         outputs = [name for name in file.schema_arrow.names if name.startswith("layer")]
         if file.schema_arrow.field("key").type != pa.binary(32):
             raise MalformedError("its keys are not of 32 bytes")

@@ -51,27 +51,26 @@ class Store:
         """Where a shard of that name is committed."""
         return self.root / space.directory / f"{shard}.parquet"
 
-    def has(self, space: Space, shard: str) -> bool:
-        """Whether a shard is committed and whole. A damaged one is set aside."""
-        path = self.path(space, shard)
-        try:
-            if path.exists():
-                with reading(path), open_file(path) as file:
-                    for _ in file.iter_batches():
-                        pass
+    def paths(self, spaces: Iterable[Space], shard: str) -> list[Path]:
+        """Where a shard of that name is committed in any of these spaces."""
+        return [path for path in (self.path(space, shard) for space in spaces) if path.exists()]
+
+    def has(self, spaces: Iterable[Space], shard: str) -> bool:
+        """Whether a shard is committed in any of these spaces, and whole. A damaged one is set aside."""
+        for path in self.paths(spaces, shard):
+            with suppress(SetAsideError, FileNotFoundError), reading(path), open_file(path) as file:
+                for _ in file.iter_batches():
+                    pass
                 return True
-        except (SetAsideError, FileNotFoundError):
-            pass
         return False
 
-    def has_shortages(self, space: Space, shard: str) -> bool:
-        """Whether a shard is committed with sequences that another attempt may embed."""
-        path = self.path(space, shard)
-        try:
-            with reading(path), open_file(path) as file:
-                return any(map(is_shortage, file.read(["reason"])["reason"].to_pylist()))
-        except (SetAsideError, FileNotFoundError):
-            return False
+    def has_shortages(self, spaces: Iterable[Space], shard: str) -> bool:
+        """Whether a shard is committed in any of these spaces with sequences that another attempt may embed."""
+        for path in self.paths(spaces, shard):
+            with suppress(SetAsideError, FileNotFoundError), reading(path), open_file(path) as file:
+                if any(map(is_shortage, file.read(["reason"])["reason"].to_pylist())):
+                    return True
+        return False
 
     def files(self, space: Space) -> list[StoreFile]:
         """All committed shards of a space, by name. One whose footer, keys or reasons are damaged is set aside."""

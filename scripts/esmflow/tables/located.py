@@ -125,8 +125,8 @@ class LocatedRecords:
         """Make table `place` of the catalog's sequences in the store, which is there while the records are joined."""
         self._connection.execute("CREATE TABLE place (key BLOB, treatment VARCHAR, place BIGINT, reason VARCHAR)")
         for treatment in self._model.spec.treatments:
-            space = self._model.space(treatment)
-            files = [file for file in store.files(space) if self._output in file.outputs]
+            spaces = self._model.spaces_of(treatment)
+            files = [file for space in spaces for file in store.files(space) if self._output in file.outputs]
             if files:
                 try:
                     self._connection.execute(

@@ -60,7 +60,7 @@ class Parts:
     def in_store(self, part: Part) -> bool:
         """Whether it is committed by now: by another run, or by a process that died before it could say so."""
         task = part.task
-        return self._store.has(task.model.space(task.shard.treatment), task.target.stem)
+        return self._store.has(task.model.spaces_of(task.shard.treatment), task.target.stem)
 
     def committed(self, part: Part) -> Shard | None:
         """Take note that a part is committed; returns its shard if that is whole now."""

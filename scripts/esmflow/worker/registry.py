@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from esmflow.engine.device import choose_precision, free_memory, require_memory, weights_bytes
+from esmflow.engine.device import free_memory, require_memory, weights_bytes
 from esmflow.engine.engine import Engine
 from esmflow.errors import DeviceLostError
 from esmflow.model import weights
@@ -59,7 +59,7 @@ class ModelRegistry:
         Raises DataError for weights that are absent or not those planned with, DeviceError if the model cannot run
         here; the one that served before goes on serving then. Raises DeviceLostError if even that cannot be.
         """
-        precision = choose_precision(model.spec.precision, self.device, model.architecture)
+        precision = model.precision_on(self.device.type)
         key = (model.descriptor.sha256, precision, model.attention)
         if key not in self.residents:
             self._bring(model, key, precision)

@@ -20,6 +20,11 @@ class Start:
     threads: int
     tokens_per_pack: int | None
 
+    @property
+    def device(self) -> str:
+        """What it is on: a GPU that cannot be used is an error, and never means the CPU."""
+        return "cuda" if self.gpus else "cpu"
+
     def __call__(self, index: int, report: Callable[[ShardProgress], None]) -> "Embedder":
         """Called in the process, before PyTorch is imported: it sees one GPU, or none.
 

@@ -137,7 +137,8 @@ class Tally:
         """What the job did, read back from the store. Raises IncompleteError if a shard is not there."""
         shards, skipped = [], []
         for shard in self._job.shards:
-            path = store.path(self._job.space(shard), shard.name)
+            spaces = self._job.spaces(shard)
+            path = next(iter(store.paths(spaces, shard.name)), store.path(spaces[0], shard.name))
             try:
                 with reading(path), open_file(path) as file:
                     table = file.read(["key", "reason"])

@@ -47,21 +47,22 @@ class Stop:
 
 
 class Worker:
-    """A job's way through its shards. Those that the store has when it begins are passed over.
+    """A job's way through its shards. Those that the store has when it begins, from whatever device, are passed over.
 
-    seconds: how long the allocation lasts; a shard that would not be done in time is not begun.
-    Raises OSError if the store cannot be written.
+    device: `cpu` or `cuda`. seconds: how long the allocation lasts; a shard that would not be done in time is not
+    begun. Raises OSError if the store cannot be written.
     """
 
-    def __init__(self, job: Job, store: Store, heart: Heart, *, seconds: float = float("inf")) -> None:
-        self.pending = [shard for shard in job.shards if not store.has(job.space(shard), shard.name)]
-        store.require_writable({job.space(shard) for shard in self.pending})
+    def __init__(self, job: Job, store: Store, heart: Heart, device: str, *, seconds: float = float("inf")) -> None:
+        self.pending = [shard for shard in job.shards if not store.has(job.spaces(shard), shard.name)]
+        spaces = {shard.name: job.space(shard, device) for shard in self.pending}
+        store.require_writable(set(spaces.values()))
         self.tally = Tally(job, self.pending)
         self._heart = heart
         # A quarter, and at most a minute, is left for what comes before the first shard and after the last.
         self._deadline = self.tally.start + seconds - min(60.0, seconds / 4)
         tasks = [
-            EmbedShard(job.models[shard.model], shard, 0, shard.sequences, store.path(job.space(shard), shard.name))
+            EmbedShard(job.models[shard.model], shard, 0, shard.sequences, store.path(spaces[shard.name], shard.name))
             for shard in self.pending
         ]
         self._parts = Parts(tasks, store)
@@ -179,7 +180,7 @@ def work(
         "host %s, CUDA_VISIBLE_DEVICES %s", socket.gethostname(), os.environ.get("CUDA_VISIBLE_DEVICES", "not set")
     )
     heart = Heart(heartbeats, start.gpus)
-    worker = Worker(job, store, heart, seconds=seconds)
+    worker = Worker(job, store, heart, start.device, seconds=seconds)
     log.info("job %s: %d shards, %d of them to be embedded", job.name, len(job.shards), len(worker.pending))
     used = restarts = 0
     try:

@@ -15,7 +15,6 @@ import reference_esmc as esmc
 import torch
 import transformers
 from esmflow.architecture import Architecture
-from esmflow.engine.device import choose_precision
 from esmflow.engine.engine import Engine
 from esmflow.engine.self_check import self_check
 from esmflow.engine.task import Embedded
@@ -343,10 +342,9 @@ def test_a_qwen_of_the_same_names_is_none(tmp_path: Path) -> None:
 
 
 def test_auto_is_bf16_on_a_gpu_and_exact_on_a_cpu(path: Path) -> None:
-    architecture = read(path).architecture
-    assert choose_precision("auto", torch.device("cuda"), architecture) == "bf16"
-    assert choose_precision("auto", CPU, architecture) == "fp32"
-    assert choose_precision("fp16", torch.device("cuda"), architecture) == "fp16"
+    assert planned(path).precision_on("cuda") == "bf16"
+    assert planned(path).precision_on("cpu") == "fp32"
+    assert planned(path, precision="fp16").precision_on("cuda") == "fp16"
 
 
 def test_the_self_check_holds_for_bf16(path: Path) -> None:

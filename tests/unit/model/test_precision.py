@@ -8,7 +8,6 @@ import pytest
 import random_weights
 import reference
 import torch
-from esmflow.engine.device import choose_precision
 from esmflow.engine.engine import Engine
 from esmflow.engine.self_check import self_check
 from esmflow.engine.task import Embedded
@@ -16,6 +15,7 @@ from esmflow.errors import DeviceError
 from esmflow.model import weights
 from esmflow.model.attention import choose
 from esmflow.model.trunk import Esm
+from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
 from esmflow.representation import Output
 from esmflow.treatment import WHOLE
 
@@ -69,9 +69,14 @@ def test_a_kernel_asked_for_by_name_never_falls_back(name: str) -> None:
 
 
 def test_auto_precision_is_exact_on_a_cpu() -> None:
-    shape = random_weights.SHAPES["8M"]
-    assert choose_precision("auto", CPU, shape) == "fp32"
-    assert choose_precision("bf16", CPU, shape) == "bf16"
+    descriptor = Descriptor("m", [], [], "ab" * 32, random_weights.SHAPES["8M"])
+    chosen = {
+        precision: PlannedModel(ModelSpec("m", (6,), ("mean",), "skip", 1022, 0, precision), descriptor).precision_on(
+            "cpu"
+        )
+        for precision in ("auto", "bf16")
+    }
+    assert chosen == {"auto": "fp32", "bf16": "bf16"}
 
 
 def test_self_check_compares_a_sample_with_fair_esm_grade_vectors(esm2_8m: Path, uniprot: list[str]) -> None:

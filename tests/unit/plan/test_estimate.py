@@ -28,6 +28,12 @@ SIZES = Sizes(target_minutes=5, max_jobs=2, gpus_per_job=0, threads=2, tokens_pe
 PROTEINS = [("ACDEFGHIKLMNPQRSTVWY" * 20)[start : start + 300] for start in range(20)]
 
 
+def model(name: str, precision: str, kind: str = "ESM-2") -> PlannedModel:
+    spec = ModelSpec(name, (-1,), ("mean",), "truncate", 1022, 0, precision)
+    shape = replace(random_weights.SHAPES["8M"], kind=kind)
+    return PlannedModel(spec, Descriptor(name, [], [], "ab" * 32, shape))
+
+
 def receipt(
     model: str, flops_per_second: float, seconds: float, device: str = "cpu", precision: str = "fp32"
 ) -> Receipt:
@@ -59,33 +65,39 @@ def receipt_of(models: dict[str, ModelUse], processes: int) -> Receipt:
 
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda")])
 def test_without_receipts_the_rate_is_the_tables(gpus: int, device: str) -> None:
-    found = rate([], "m", "fp32", gpus)
+    found = rate([], model("m", "fp32"), gpus)
     assert found == (device, ASSUMED_RATES[device, "fp32"], False)
 
 
 def test_two_gpus_are_taken_to_be_twice_as_fast_as_one() -> None:
-    assert rate([], "m", "auto", 2).flops_per_second == 2 * rate([], "m", "auto", 1).flops_per_second
+    assert rate([], model("m", "auto"), 2).flops_per_second == 2 * rate([], model("m", "auto"), 1).flops_per_second
 
 
 def test_the_measured_rate_is_all_work_over_all_seconds_of_the_models_own_receipts() -> None:
     receipts = [receipt("m", 4e10, 100), receipt("m", 1e10, 300), receipt("other", 9e12, 1000)]
-    assert rate(receipts, "m", "auto", 0) == ("cpu", (4e10 * 100 + 1e10 * 300) / 400, True)
+    assert rate(receipts, model("m", "auto"), 0) == ("cpu", (4e10 * 100 + 1e10 * 300) / 400, True)
 
 
 def test_a_new_model_is_taken_to_be_as_fast_as_the_others_at_its_precision() -> None:
     receipts = [receipt("other", 4e13, 10, "cuda:0", "fp16"), receipt("other", 1e13, 10, "cuda:0", "fp32")]
-    assert rate(receipts, "new", "auto", 1) == ("cuda", 4e13, True)
-    assert rate(receipts, "new", "fp32", 1) == ("cuda", 1e13, True)
-    assert not rate(receipts, "new", "bf16", 1).measured
+    assert rate(receipts, model("new", "auto"), 1) == ("cuda", 4e13, True)
+    assert rate(receipts, model("new", "fp32"), 1) == ("cuda", 1e13, True)
+    assert not rate(receipts, model("new", "bf16"), 1).measured
+
+
+def test_the_rate_of_auto_is_that_of_the_16_bit_which_the_family_takes_on_a_gpu() -> None:
+    receipts = [receipt("other", 4e13, 10, "cuda:0", "fp16"), receipt("other", 3e13, 10, "cuda:0", "bf16")]
+    assert rate(receipts, model("new", "auto", "ESM-2"), 1).flops_per_second == 4e13
+    assert rate(receipts, model("new", "auto", "ESM-C"), 1).flops_per_second == 3e13
 
 
 def test_receipts_without_figures_of_a_model_tell_nothing() -> None:
-    assert not rate([receipt_of({}, 0)], "m", "auto", 0).measured
+    assert not rate([receipt_of({}, 0)], model("m", "auto"), 0).measured
 
 
 def test_where_all_jobs_found_no_gpu_the_next_will_find_none() -> None:
-    assert rate([receipt("m", 5e10, 60)], "m", "auto", 1) == ("cpu", 5e10, True)
-    assert rate([receipt("m", 5e10, 60), receipt("m", 5e13, 60, "cuda", "fp16")], "m", "auto", 1) == (
+    assert rate([receipt("m", 5e10, 60)], model("m", "auto"), 1) == ("cpu", 5e10, True)
+    assert rate([receipt("m", 5e10, 60), receipt("m", 5e13, 60, "cuda", "fp16")], model("m", "auto"), 1) == (
         "cuda",
         5e13,
         True,

@@ -91,7 +91,7 @@ def test_a_store_that_cannot_be_written_is_told_before_anything_is_computed(resu
     assert not results.plan.exists()
     job = Job("j", {"m": MODEL}, [], [Shard("s", "m", "", WHOLE, [MEAN], 1, 5, 1.0, 32)])
     with pytest.raises(OSError, match="store"):
-        Worker(job, Store(tmp_path / "store"), Heart(tmp_path / "heartbeats"))
+        Worker(job, Store(tmp_path / "store"), Heart(tmp_path / "heartbeats"), "cpu")
     assert not (tmp_path / "heartbeats").exists()
 
 

@@ -124,7 +124,7 @@ def test_a_worker_computes_a_damaged_shard_again(held: Held, damage: str) -> Non
     commit_all(held, "whole", [None] * len(RESIDUES))
     shards = [Shard(name, "m", "", WHOLE, OUTPUTS, len(RESIDUES), 0, 1.0, 0) for name in ("shard", "whole")]
     job = Job("j", {"m": MODEL}, [], shards)
-    worker = Worker(job, held.store, Heart(held.root / "heartbeats"))
+    worker = Worker(job, held.store, Heart(held.root / "heartbeats"), "cpu")
     assert [shard.name for shard in worker.pending] == ["shard"]
 
 

@@ -110,7 +110,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def worker_of(shards: list[Shard], store: Store) -> Worker:
-    return Worker(Job("0123456789ab", MODELS, [], shards), store, Heart(store.root.parent / "heartbeats"))
+    return Worker(Job("0123456789ab", MODELS, [], shards), store, Heart(store.root.parent / "heartbeats"), "cpu")
 
 
 def run(worker: Worker, scene: Scene, store: Store) -> Receipt:
