@@ -7,7 +7,8 @@ import re
 
 def numeric_config(model):
     """What of a model's config decides numbers: a change of it reruns."""
-    return {key: MODELS[model][key] for key in ModelSpec.__dataclass_fields__ if key != "name"}
+    values = MODELS[model] | {"vectors": config["vectors"]}
+    return {key: values[key] for key in ModelSpec.__dataclass_fields__ if key != "name"}
 
 
 def stamps(paths):

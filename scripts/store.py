@@ -20,13 +20,14 @@ UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 
 
 def ls(options: Namespace) -> None:
-    print("used", "bytes", "sequences", "model", "weights", "treatment", "precision", "outputs", "file", sep="\t")
+    columns = "used", "bytes", "sequences", "model", "weights", "treatment", "precision", "vectors", "outputs", "file"
+    print(*columns, sep="\t")
     for entry in keeping.entries(options.store, options.model):
         print(line(entry))
 
 
 def stats(options: Namespace) -> None:
-    print("model", "weights", "treatment", "precision", "output", "files", "sequences", "bytes", sep="\t")
+    print("model", "weights", "treatment", "precision", "vectors", "output", "files", "sequences", "bytes", sep="\t")
     for row in keeping.totals(keeping.entries(options.store, options.model)):
         print(*row, sep="\t")
 
@@ -60,6 +61,7 @@ def get(options: Namespace) -> None:
                 "model": entry.model,
                 "treatment": str(entry.treatment),
                 "precision": entry.precision,
+                "vectors": entry.vectors,
             }
             if reason:
                 print(json.dumps(about | {"reason": reason}))
@@ -87,7 +89,7 @@ def wanted(options: Namespace) -> list[tuple[bytes, int]]:
 
 def line(entry: keeping.Entry) -> str:
     fields = [datetime.fromtimestamp(entry.used, UTC).date(), entry.bytes, entry.sequences, entry.model, entry.weights]
-    fields += [entry.treatment, entry.precision, ",".join(map(str, sorted(entry.sizes))), entry.path]
+    fields += [entry.treatment, entry.precision, entry.vectors, ",".join(map(str, sorted(entry.sizes))), entry.path]
     return "\t".join(map(str, fields))
 
 

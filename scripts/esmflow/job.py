@@ -45,7 +45,7 @@ class Shard:
     cost: float
     """FLOPs."""
     value_bytes: int
-    """Bytes of what is computed, in float32."""
+    """Bytes of what is computed, as it is stored."""
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,8 @@ class ModelSpec:
     max_length: int
     window_overlap: int
     precision: str
+    vectors: str = "float32"
+    """The numbers of vectors in the store and in tables: `float32` or `float16`."""
 
     @classmethod
     def of(cls, name: str, config: Mapping[str, Any]) -> "ModelSpec":
@@ -46,6 +48,7 @@ class ModelSpec:
             config["max_length"],
             config["window_overlap"],
             config["precision"],
+            config.get("vectors", cls.vectors),
         )
 
     @property
@@ -156,12 +159,25 @@ class Space:
     treatment: Treatment
     precision: str
     """In which the values were computed."""
+    vectors: str = "float32"
+    """The numbers in which vectors lie there."""
 
     @property
     def directory(self) -> Path:
         """Where its files lie, relative to the store."""
         versions = f"letters{CLEANING_VERSION}-numerics{NUMERICS_VERSION}"
-        return Path("embeddings", self.weights_sha256[:16], f"{self.treatment}-{self.precision}-{versions}")
+        name = f"{self.treatment}-{self.precision}-{versions}"
+        return Path(
+            "embeddings", self.weights_sha256[:16], name if self.vectors == "float32" else f"{name}-{self.vectors}"
+        )
+
+    @classmethod
+    def parse(cls, weights: str, directory: str) -> "Space":
+        """That of a directory. weights: the first 16 digits of their SHA-256."""
+        treatment_and_precision, _, rest = directory.partition("-letters")
+        treatment, _, precision = treatment_and_precision.rpartition("-")
+        *_, last = rest.split("-")
+        return cls(weights, Treatment.parse(treatment), precision, last if last == "float16" else cls.vectors)
 
 
 @dataclass(frozen=True)
@@ -218,7 +234,7 @@ class PlannedModel:
     @property
     def of_copies(self) -> "PlannedModel":
         """The same model as masked copies go through it, which are of any length: all are longer than nothing."""
-        masking = replace(self.spec, layers=(-1,), long_sequences=str(MASKED), max_length=0)
+        masking = replace(self.spec, layers=(-1,), long_sequences=str(MASKED), max_length=0, vectors="float32")
         return replace(self, spec=masking).asked_for(["masked"])
 
     def precision_on(self, device: str) -> str:
@@ -246,7 +262,12 @@ class PlannedModel:
 
     def space(self, treatment: Treatment) -> Space:
         """The same under the name of the precision that is asked for, which names the shards of any device."""
-        return Space(self.descriptor.sha256, treatment, self.spec.precision)
+        return Space(self.descriptor.sha256, treatment, self.spec.precision, self.spec.vectors)
+
+    def stored_bytes(self, output: Output, residues: np.ndarray) -> np.ndarray:
+        """Bytes of an output's values of proteins of so many kept residues, as they are stored: int64 [proteins]."""
+        size = output.value_bytes(residues, self.architecture)
+        return size * output.dtype(self.spec.vectors).itemsize // np.dtype(np.float32).itemsize
 
     def provenance(self, output: Output) -> dict[str, str]:
         """What made the numbers of a table, as far as the plan tells."""

@@ -63,6 +63,8 @@ class Vector:
     layer_in_name: bool = True
     at_masks: bool = False
     """Whether it is taken of masks alone, so that of the last layer nothing else is computed."""
+    in_float16: bool = True
+    """Whether `vectors: float16` is of it; not of logarithms, of which sums and differences are what is wanted."""
     width: Callable[[Architecture], int] = lambda architecture: architecture.embed_dim
     head: Callable[[Architecture], bool] = lambda _: True
 
@@ -103,6 +105,8 @@ class Ragged:
     head: Callable[[Architecture], bool] = lambda _: True
     serves: tuple[str, ...] = ()
     """What is made of its values, if not only what has its own name."""
+    in_float16: bool = True
+    """As of vectors."""
 
     table: ClassVar[str] = "residues"
     at_masks: ClassVar[bool] = False
@@ -167,6 +171,7 @@ REPRESENTATIONS: dict[str, Vector | Ragged] = {
             dataset="entropy",
             of_last_layer=True,
             head=_has_language_head,
+            in_float16=False,
         ),
         Ragged(
             "wt_marginals",
@@ -176,6 +181,7 @@ REPRESENTATIONS: dict[str, Vector | Ragged] = {
             of_last_layer=True,
             head=_has_language_head,
             serves=("wt_marginals", VARIANTS),
+            in_float16=False,
         ),
         Ragged(
             "masked_marginals",
@@ -184,6 +190,7 @@ REPRESENTATIONS: dict[str, Vector | Ragged] = {
             dataset="marginals",
             of_last_layer=True,
             head=_has_language_head,
+            in_float16=False,
         ),
         # Of a masked copy, which is never in pieces: log p of the 20 amino acids at its mask.
         Vector(
@@ -194,6 +201,7 @@ REPRESENTATIONS: dict[str, Vector | Ragged] = {
             serves=("masked_marginals", "likelihoods", VARIANTS),
             of_last_layer=True,
             at_masks=True,
+            in_float16=False,
             width=lambda _: len(AMINO_ACIDS),
             head=_has_language_head,
         ),
@@ -205,6 +213,7 @@ REPRESENTATIONS: dict[str, Vector | Ragged] = {
             table="likelihoods",
             of_last_layer=True,
             layer_in_name=False,
+            in_float16=False,
             width=lambda _: 3,
             head=_has_language_head,
         ),
@@ -242,6 +251,10 @@ class Output(NamedTuple):
         """The file stems of what is made of its values."""
         names = self.kind.serves or (self.representation,)
         return [name if name == VARIANTS else Output(self.layer, name).file_stem for name in names]
+
+    def dtype(self, vectors: str) -> np.dtype:
+        """In which its values lie in the store and in tables. vectors: `float32` or `float16`, as configured."""
+        return np.dtype(vectors if self.kind.in_float16 else np.float32)
 
     def value_bytes(self, residues: np.ndarray, architecture: Architecture) -> np.ndarray:
         """Bytes of the float32 values of proteins of so many kept residues: int64 [proteins]."""

@@ -237,6 +237,13 @@ class Config(_Part):
         example={"esm2_t6_8M_UR50D": {"weights": "fair-esm"}},
         change="embeds what the new models lack",
     )
+    vectors: Literal["float32", "float16"] = _key(
+        "the numbers of vectors in the store and in tables: `float32`, or `float16`, which takes half the disk and is "
+        "rounded to 11 bits; entropies, marginals, likelihoods and variants are float32 in any case",
+        example="float16",
+        change="embeds all, as the store has both apart",
+        default="float32",
+    )
     variants: ExistingFile = _key(
         "the sheet of variants to score, see below", example="variants.tsv", change="computes what is new", default=None
     )

@@ -163,9 +163,9 @@ def _variant_tables(models: Sequence[PlannedModel], samples: Sequence[str], resu
 
 def _table_size(work_list: WorkList, model: PlannedModel, output: Output, sample: str) -> int:
     if not output.ragged:
-        return work_list.records[sample] * int(output.value_bytes(np.array([1]), model.architecture)[0])
+        return work_list.records[sample] * int(model.stored_bytes(output, np.array([1]))[0])
     lengths, counts = work_list.histograms[sample]
-    return int(counts @ output.value_bytes(model.spec.kept(lengths), model.architecture))
+    return int(counts @ model.stored_bytes(output, model.spec.kept(lengths)))
 
 
 def _new_bytes(tables: Iterable[_Table], jobs: Iterable[Job], results: Results) -> int:

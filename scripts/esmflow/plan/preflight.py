@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from esmflow.errors import DeviceError, WriteError
@@ -30,7 +31,8 @@ def forecast(job: Job, rates: Mapping[str, estimate.Rate], longest: int, sizes: 
             threads=sizes.threads,
             longest=longest if model.spec.long_treatment == WHOLE else min(longest, model.spec.max_length),
             tokens_per_pack=sizes.tokens_per_pack,
-            shard_bytes=max(shard.value_bytes for shard in shards),
+            # What is computed is float32 until it is committed.
+            shard_bytes=4 // np.dtype(model.spec.vectors).itemsize * max(shard.value_bytes for shard in shards),
         )
         memory = max(memory, needed)
     return JobForecast(

@@ -59,7 +59,7 @@ def draw(tables: Mapping[str, Sequence[Path]], count: int = MAP_PROTEINS) -> Dra
             ids += table["id"].to_pylist()
             lengths.append(table["length"].to_numpy())
             flat = table["embedding"].combine_chunks().flatten().to_numpy()
-            vectors.append(flat.reshape(len(table), -1))
+            vectors.append(flat.reshape(len(table), -1).astype(np.float32))
     metadata = metadata_of(pq.read_schema(parts[0][1]))
     versions = {name.removeprefix("version."): value for name, value in metadata.items() if name.startswith("version.")}
     return Drawn(samples, ids, np.concatenate(lengths), np.concatenate(vectors), records, versions)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from esmflow import database, files
 from esmflow.errors import DataError
-from esmflow.planned_model import AUTO
+from esmflow.planned_model import AUTO, Space
 from esmflow.progress import Progress
 from esmflow.representation import Output
 from esmflow.sealed import DamagedError, MalformedError, check, open_file
@@ -39,6 +39,8 @@ class Entry:
     treatment: Treatment
     precision: str
     """In which it was computed; `auto` where an earlier version left that to the device."""
+    vectors: str
+    """`float32` or `float16`."""
     sizes: dict[Output, int]
     """Bytes in the file of each output."""
     sequences: int
@@ -72,13 +74,13 @@ def entries(store: Path, model: str | None = None) -> Iterator[Entry]:
             yield entry
 
 
-def totals(listed: Iterable[Entry]) -> list[tuple[str, str, str, str, Output, int, int, int]]:
-    """(model, weights, treatment, precision, output, files, sequences, bytes), sorted."""
-    counts: Counter[tuple[str, str, str, str, Output]] = Counter()
+def totals(listed: Iterable[Entry]) -> list[tuple[str, str, str, str, str, Output, int, int, int]]:
+    """(model, weights, treatment, precision, vectors, output, files, sequences, bytes), sorted."""
+    counts: Counter[tuple[str, str, str, str, str, Output]] = Counter()
     sequences, sizes = counts.copy(), counts.copy()
     for entry in listed:
         for output, size in entry.sizes.items():
-            kind = (entry.model, entry.weights, str(entry.treatment), entry.precision, output)
+            kind = (entry.model, entry.weights, str(entry.treatment), entry.precision, entry.vectors, output)
             counts[kind] += 1
             sequences[kind] += entry.sequences
             sizes[kind] += size
@@ -167,7 +169,7 @@ def find(
 
 
 def values(entry: Entry, row: int, output: Output, length: int) -> np.ndarray:
-    """An output of the sequence in that row: [embed_dim], or, of a ragged output, [kept residues, width].
+    """An output of the sequence in that row, as it is stored: [embed_dim], or, if ragged, [kept residues, width].
 
     length: residues of the sequence. Raises IncompleteError if the file is damaged.
     """
@@ -187,13 +189,14 @@ def _entry(path: Path) -> Entry:
             name = ".".join(column.path_in_schema.split(".")[:2])
             if name.startswith("layer"):
                 sizes[Output.parse(name)] += column.total_compressed_size
-    treatment, precision = _space(path)
+    space = _space(path)
     return Entry(
         path,
         metadata_of(schema)["model"],
-        path.parents[1].name,
-        Treatment.parse(treatment),
-        precision,
+        space.weights_sha256,
+        space.treatment,
+        space.precision,
+        space.vectors,
         dict(sizes),
         metadata.num_rows,
         path.stat().st_size,
@@ -201,17 +204,16 @@ def _entry(path: Path) -> Entry:
     )
 
 
-def _space(path: Path) -> tuple[str, str]:
-    """Treatment and precision, as the name of a store file's directory tells."""
-    treatment, precision, _, _ = path.parent.name.rsplit("-", 3)
-    return treatment, precision
+def _space(path: Path) -> Space:
+    """The part of the store that a file is in."""
+    return Space.parse(path.parents[1].name, path.parent.name)
 
 
 def _check(path: Path) -> None:
     """Raise DamagedError if a store file is not as it was committed, or was wrong even then."""
     check(path)
     with open_file(path) as file:
-        _, precision = _space(path)
+        precision = _space(path).precision
         computed = metadata_of(file.schema_arrow).get("precision", precision)
         if precision not in (computed, AUTO):
             raise MalformedError(f"it lies with what was computed in {precision}, and was computed in {computed}")

@@ -1,9 +1,9 @@
 """The store: embeddings that are content-addressed, immutable and shared by runs.
 
 One Parquet file per committed shard, in a directory per (weights, treatment, precision, versions of letters and
-numerics). A file's columns are `key` (SHA-256 of the residues), `reason` (why a sequence has no vectors, else
-null) and a list of float32 per output, named as in `layer6.mean`: of fixed size for vectors; for what grows
-with the protein, such as `per_tok`, an array whose last dimension varies fastest.
+numerics, numbers of vectors). A file's columns are `key` (SHA-256 of the residues), `reason` (why a sequence has no
+vectors, else null) and a list of float32 or float16 per output, named as in `layer6.mean`: of fixed size for vectors;
+for what grows with the protein, such as `per_tok`, an array whose last dimension varies fastest.
 
 The time of change of a file is that of its last use.
 """
@@ -130,16 +130,26 @@ def commit(
     reasons: Sequence[str | None],
     values: Mapping[Output, Values],
     metadata: Mapping[str, str],
+    vectors: str = "float32",
 ) -> None:
     """Write a shard in one atomic step to the path that `Store.path` gave for it.
 
-    keys: binary(32) [sequences]; values: of each output, of which those of sequences with a reason do not count.
+    keys: binary(32) [sequences]; values: of each output, of which those of sequences with a reason do not count;
+    vectors: the numbers to which they are rounded. A sequence with a value beyond their range gets a reason.
     Committing the same shard again replaces it with an equal one.
     """
+    rounded = {output: _rounded(of_output, output.dtype(vectors)) for output, of_output in values.items()}
+    beyond = {
+        row: f"{output} is beyond the range of float16"
+        for output, of_output in rounded.items()
+        if output.dtype(vectors) == np.float16
+        for row in _not_finite(of_output)
+    }
+    reasons = [reason or beyond.get(row) for row, reason in enumerate(reasons)]
     fields = [pa.field("key", pa.binary(32), nullable=False), pa.field("reason", pa.string())]
     columns: list[pa.Array] = [keys, pa.array(reasons, pa.string())]
     refused = [row for row, reason in enumerate(reasons) if reason]
-    for output, of_sequences in values.items():
+    for output, of_sequences in rounded.items():
         column = _column(output, of_sequences, refused)
         fields.append(pa.field(str(output), column.type, nullable=False))
         columns.append(column)
@@ -166,10 +176,26 @@ def _commit(path: Path, table: pa.Table) -> None:
         seal(temporary)
 
 
+def _rounded(values: Values, dtype: np.dtype) -> Values:
+    """The values in another dtype, rounded to nearest; infinite where they are beyond its range."""
+    with np.errstate(over="ignore"):
+        if isinstance(values, np.ndarray):
+            return values.astype(dtype, copy=False)
+        return [value.astype(dtype, copy=False) for value in values]
+
+
+def _not_finite(values: Values) -> list[int]:
+    """The rows that have a number which is not finite."""
+    if isinstance(values, np.ndarray):
+        rows: list[int] = np.flatnonzero(~np.isfinite(values).all(axis=1)).tolist()
+        return rows
+    return [row for row, value in enumerate(values) if not np.isfinite(value).all()]
+
+
 def _column(output: Output, values: Values, refused: Sequence[int]) -> pa.Array:
     """The values of sequences, with zeros where they are refused."""
     if not output.ragged:
-        vectors = np.asarray(values, dtype=np.float32)
+        vectors = np.asarray(values)
         if refused:
             vectors = vectors.copy()
             vectors[refused] = 0
@@ -183,10 +209,14 @@ def _column(output: Output, values: Values, refused: Sequence[int]) -> pa.Array:
 
 
 def vector_array(values: np.ndarray) -> pa.FixedSizeListArray:
-    """float32 [n, embed_dim] as an Arrow fixed-size list, without a copy."""
-    element = pa.field("element", pa.float32(), nullable=False)
-    flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, type=pa.list_(element, values.shape[1]))
+    """float32 or float16 [n, embed_dim] as an Arrow fixed-size list, without a copy."""
+    flat = pa.array(np.ascontiguousarray(values).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, type=vector_type(values.dtype, values.shape[1]))
+
+
+def vector_type(dtype: np.dtype, embed_dim: int) -> pa.FixedSizeListType:
+    """The type of a column of vectors."""
+    return pa.list_(pa.field("element", pa.from_numpy_dtype(dtype), nullable=False), embed_dim)
 
 
 def metadata_for(values: Mapping[str, str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from esmflow import files
 from esmflow.errors import DataError
 from esmflow.origin import ANOTHER_CONTIG
 from esmflow.sealed import whole
-from esmflow.store.store import VECTOR_FILE
+from esmflow.store.store import VECTOR_FILE, vector_type
 from esmflow.tables.ordered import OrderedRecords
 
 _ROWS = 50_000
@@ -26,10 +26,11 @@ def write_contigs(records: OrderedRecords, catalog: Path, poolings: Sequence[str
     """Write `contig`, `fragments` and a column per pooling for each contig of a sample, in the sample's order.
 
     records: of one output. `fragments` is how many embedded records the contig has; a pooling, of `origin.POOLINGS`,
-    is a vector, float32 [embed_dim], or null where there are none. Sums are float64.
+    is a vector, [embed_dim] in the dtype of the fragments', or null where there are none. Sums are float64.
     """
-    [metadata] = records.metadata.values()
-    vector = pa.list_(pa.field("element", pa.float32(), nullable=False), records.embed_dim)
+    [(output, metadata)] = records.metadata.items()
+    dtype = records.dtype(output)
+    vector = vector_type(dtype, records.embed_dim)
     schema = pa.schema(
         [
             pa.field("contig", pa.string(), nullable=False),
@@ -38,7 +39,7 @@ def write_contigs(records: OrderedRecords, catalog: Path, poolings: Sequence[str
         ],
         metadata,
     )
-    together = max(_GROUP_BYTES // (4 * records.embed_dim * len(poolings)), 1)
+    together = max(_GROUP_BYTES // (dtype.itemsize * records.embed_dim * len(poolings)), 1)
     vectors = _Vectors(records)
     count = 0
     rows: list[tuple[str, int, dict[str, np.ndarray]]] = []
@@ -46,7 +47,7 @@ def write_contigs(records: OrderedRecords, catalog: Path, poolings: Sequence[str
         for contig, first, end in _contigs(catalog):
             for _ in vectors.before(first):
                 pass
-            rows.append((contig, *_pool(vectors.before(end), records.embed_dim)))
+            rows.append((contig, *_pool(vectors.before(end), records.embed_dim, dtype)))
             count += 1
             if len(rows) == together:
                 writer.write_batch(_batch(rows, schema))
@@ -78,10 +79,10 @@ class _Vectors:
     def __init__(self, records: OrderedRecords) -> None:
         self._batches = records.batches("index")
         self._index = np.empty(0, np.int64)
-        self._vectors = np.empty((0, records.embed_dim), np.float32)
+        self._vectors = np.empty((0, records.embed_dim))
 
     def before(self, end: int) -> Iterator[np.ndarray]:
-        """The next vectors, of the records that come before an index, some at a time: float32 [records, embed_dim]."""
+        """The next vectors, of the records that come before an index, some at a time: [records, embed_dim]."""
         while True:
             count = int(np.searchsorted(self._index, end))
             if count:
@@ -93,16 +94,16 @@ class _Vectors:
             self._index, self._vectors = batch[0]["index"].to_numpy(), batch[1]
 
 
-def _pool(parts: Iterator[np.ndarray], embed_dim: int) -> tuple[int, dict[str, np.ndarray]]:
-    """How many vectors there are, and if any their poolings by name: float32 [embed_dim]."""
+def _pool(parts: Iterator[np.ndarray], embed_dim: int, dtype: np.dtype) -> tuple[int, dict[str, np.ndarray]]:
+    """How many vectors there are, and if any their poolings by name: [embed_dim] in the dtype."""
     count = 0
     total = np.zeros(embed_dim)
-    largest = np.full(embed_dim, -np.inf, np.float32)
+    largest = np.full(embed_dim, -np.inf, dtype)
     for part in parts:
         count += len(part)
         total += part.sum(axis=0, dtype=np.float64)
         np.maximum(largest, part.max(axis=0), out=largest)
-    return count, {"mean": (total / count).astype(np.float32), "max": largest} if count else {}
+    return count, {"mean": (total / count).astype(dtype), "max": largest} if count else {}
 
 
 def _batch(rows: Sequence[tuple[str, int, dict[str, np.ndarray]]], schema: pa.Schema) -> pa.RecordBatch:

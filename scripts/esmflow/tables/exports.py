@@ -117,14 +117,17 @@ def write_csv(records: "OrderedRecords", table: Path) -> None:
         pa.csv.CSVWriter(file, schema) as writer,
     ):
         for batch, vectors in records.batches("id", "length"):
-            columns = [batch["id"], batch["length"], *map(pa.array, np.ascontiguousarray(vectors.T))]
+            components = np.ascontiguousarray(vectors.T, dtype=np.float32)
+            columns = [batch["id"], batch["length"], *map(pa.array, components)]
             writer.write_batch(pa.record_batch(columns, schema))
 
 
 @export("npy", Layout(VECTORS, ("npy/{output}.npy", "npy/{output}.ids.txt")))
 def write_npy(records: "OrderedRecords", array: Path, ids: Path) -> None:
-    """Write the vectors as float32 [records, embed_dim] for `numpy.load`, and the IDs as text, one per line."""
-    header = {"descr": "<f4", "fortran_order": False, "shape": (records.count, records.embed_dim)}
+    """Write the vectors, [records, embed_dim] in their dtype, for `numpy.load`, and the IDs as text, one per line."""
+    [output] = records.metadata
+    descr = np.lib.format.dtype_to_descr(records.dtype(output))
+    header = {"descr": descr, "fortran_order": False, "shape": (records.count, records.embed_dim)}
     with ExitStack() as stack:
         vector_file, id_file = (
             stack.enter_context(stack.enter_context(files.atomic(target)).open("wb")) for target in (array, ids)
@@ -235,10 +238,10 @@ def write_anndata(records: "OrderedRecords", target: Path) -> None:
 
     from esmflow.tables import hdf5
 
-    [metadata] = records.metadata.values()
+    [(output, metadata)] = records.metadata.items()
     with hdf5.writing(target) as file:
         _encode(file, "anndata", "0.1.0")
-        x = _encode(file.create_dataset("X", (records.count, records.embed_dim), np.float32), "array")
+        x = _encode(file.create_dataset("X", (records.count, records.embed_dim), records.dtype(output)), "array")
         obs = _frame(file, "obs", ["id", "description", "length"])
         index, id_, description = (
             _encode(obs.create_dataset(name, records.count, h5py.string_dtype()), "string-array")

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from esmflow import database, files
 from esmflow.planned_model import PlannedModel
 from esmflow.representation import Output
-from esmflow.store.store import VECTOR_FILE, Store, metadata_for, vector_array
+from esmflow.store.store import VECTOR_FILE, Store, metadata_for, vector_array, vector_type
 from esmflow.tables.located import LocatedRecords
 
 #: Of vectors that lie in memory together, and that are a row group of a table.
@@ -46,21 +46,22 @@ def write_table(
         numbered = located.embedded.project("id, length, place, row_number() OVER (ORDER BY index) - 1 AS target")
         records = database.keep(connection, numbered.order("place"))
         embedded = len(records)
-        embed_dim = model.architecture.embed_dim
+        dtype, embed_dim = output.dtype(model.spec.vectors), model.architecture.embed_dim
+        vector_bytes = dtype.itemsize * embed_dim
         schema = pa.schema(
             [
                 pa.field("id", pa.string(), nullable=False),
                 pa.field("length", pa.int32(), nullable=False),
-                pa.field("embedding", vector_array(np.empty((0, embed_dim), np.float32)).type, nullable=False),
+                pa.field("embedding", vector_type(dtype, embed_dim), nullable=False),
             ],
             metadata_for(located.provenance),
         )
-        rows = max(min(_SLICE_BYTES, part_bytes or _SLICE_BYTES) // (4 * embed_dim), 1)
+        rows = max(min(_SLICE_BYTES, part_bytes or _SLICE_BYTES) // vector_bytes, 1)
         slices = [range(first, min(first + rows, embedded)) for first in range(0, embedded, rows)]
-        count = max(part_bytes // (4 * embed_dim * rows), 1) if part_bytes else max(len(slices), 1)
+        count = max(part_bytes // (vector_bytes * rows), 1) if part_bytes else max(len(slices), 1)
         writing = files.atomic_directory(table) if part_bytes else files.atomic(table)
         with writing as temporary, tempfile.TemporaryFile(dir=table.parent) as scratch:
-            _scatter(located.gather(records), embed_dim, rows, scratch)
+            _scatter(located.gather(records), rows, scratch)
             scratch.seek(0)
             for number, first in enumerate(range(0, max(len(slices), 1), count)):
                 part = temporary / f"part-{number:05d}.parquet" if part_bytes else temporary
@@ -70,21 +71,19 @@ def write_table(
     log.info("%s records: %s embedded, %s skipped", f"{total:,}", f"{embedded:,}", f"{total - embedded:,}")
 
 
-def _scatter(
-    gathered: Iterator[tuple[pa.Array, np.ndarray, np.ndarray]], embed_dim: int, slice_rows: int, scratch: IO[bytes]
-) -> None:
-    """Copy the embedded records' vectors from the store to the scratch file, float32 [rows, embed_dim].
+def _scatter(gathered: Iterator[tuple[pa.Array, np.ndarray, np.ndarray]], slice_rows: int, scratch: IO[bytes]) -> None:
+    """Copy the embedded records' vectors from the store to the scratch file, [rows, embed_dim] in their own dtype.
 
     A slice of so many rows has the vectors of its records in the order of the store, so that few are written alone.
     """
     filled: defaultdict[int, int] = defaultdict(int)
     for column, rows, targets in _ahead(gathered):
-        vectors = column.flatten().to_numpy().reshape(-1, embed_dim)
+        vectors = column.flatten().to_numpy().reshape(-1, column.type.list_size)
         slices = targets // slice_rows
         order = np.argsort(slices, kind="stable")
         numbers, begins = np.unique(slices[order], return_index=True)
         for number, rows_of_slice in zip(numbers.tolist(), np.split(rows[order], begins[1:]), strict=True):
-            scratch.seek((number * slice_rows + filled[number]) * 4 * embed_dim)
+            scratch.seek((number * slice_rows + filled[number]) * vectors[0].nbytes)
             scratch.write(vectors[rows_of_slice].data)
             filled[number] += len(rows_of_slice)
 
@@ -103,8 +102,9 @@ def _read_slices(
     records: duckdb.DuckDBPyRelation, slices: Sequence[range], scratch: IO[bytes], schema: pa.Schema
 ) -> Iterator[pa.Table]:
     """Yield the rows of each slice. Their vectors lie in memory that is used again for the next slice but one."""
-    embed_dim = schema.field("embedding").type.list_size
-    stored, *memory = np.empty((3, max(map(len, slices), default=0), embed_dim), np.float32)
+    vector = schema.field("embedding").type
+    shape = 3, max(map(len, slices), default=0), vector.list_size
+    stored, *memory = np.empty(shape, vector.value_type.to_pandas_dtype())
     for numbers, vectors in zip(slices, cycle(memory), strict=False):
         rows = records.filter(f"target >= {numbers.start} AND target < {numbers.stop}").order("target").to_arrow_table()
         scratch.readinto(stored[: len(numbers)].data)  # type: ignore[attr-defined]

@@ -40,7 +40,7 @@ class OrderedRecords:
     ) -> None:
         """Bring the values from the store into file order, in a scratch file per output."""
         self.embed_dim = model.architecture.embed_dim
-        self._architecture, self._scratch = model.architecture, scratch
+        self._model, self._scratch = model, scratch
         located = {output: LocatedRecords(connection, catalog, model, output, store) for output in scratch}
         records = connection.read_parquet(database.literal(catalog), hive_partitioning=False).set_alias("records")
         sizes = connection.from_arrow(_sizes(records, model, list(scratch))).set_alias("sizes")
@@ -59,19 +59,24 @@ class OrderedRecords:
         }
         """The outputs, and what made the numbers of each."""
 
+    def dtype(self, output: Output) -> np.dtype:
+        """Of the values of an output."""
+        return output.dtype(self._model.spec.vectors)
+
     def batches(self, *columns: str) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
-        """Yield columns of some records and their vectors of the one output, float32 [records, embed_dim].
+        """Yield columns of some records and their vectors of the one output, [records, embed_dim] in its dtype.
 
         A column is an SQL expression of the catalog's columns and, where the sequences were given, `md5`, the
         hexadecimal MD5 of the residues.
         """
-        [scratch] = self._scratch.values()
-        for batch in self._read(columns, max(_BATCH_BYTES // (4 * self.embed_dim), 1)):
-            vectors = np.fromfile(scratch, np.float32, len(batch) * self.embed_dim)
+        [(output, scratch)] = self._scratch.items()
+        dtype = self.dtype(output)
+        for batch in self._read(columns, max(_BATCH_BYTES // (dtype.itemsize * self.embed_dim), 1)):
+            vectors = np.fromfile(scratch, dtype, len(batch) * self.embed_dim)
             yield batch, vectors.reshape(-1, self.embed_dim)
 
     def rows(self, *columns: str) -> Iterator[tuple[tuple[Any, ...], dict[Output, np.ndarray]]]:
-        """Yield columns of a record, as in `batches`, and its values of each output: float32, of the output's shape."""
+        """Yield columns of a record, as in `batches`, and its values of each output, in its dtype and shape."""
         for batch in self._read((*columns, "kept"), _RECORDS):
             fields = (column.to_pylist() for column in batch.columns[: len(columns)])
             for *row, kept in zip(*fields, batch["kept"].to_pylist(), strict=True):
@@ -84,8 +89,8 @@ class OrderedRecords:
 
     def _value(self, output: Output, residues: int) -> np.ndarray:
         """The next value in the scratch file of an output."""
-        shape = output.kind.shape(residues, self._architecture)
-        return np.fromfile(self._scratch[output], np.float32, math.prod(shape)).reshape(shape)
+        shape = output.kind.shape(residues, self._model.architecture)
+        return np.fromfile(self._scratch[output], self.dtype(output), math.prod(shape)).reshape(shape)
 
     def _scatter(
         self, connection: duckdb.DuckDBPyConnection, number: int, located: LocatedRecords, scratch: IO[bytes]
@@ -120,5 +125,5 @@ def _sizes(records: duckdb.DuckDBPyRelation, model: PlannedModel, outputs: Seque
     """How many residues are kept of each length, and the bytes of the outputs: length, kept, bytes0, bytes1 ..."""
     lengths = records.select("length").distinct().fetchnumpy()["length"]
     kept = (model.spec.long_treatment or WHOLE).kept(lengths)
-    bytes_ = [output.value_bytes(kept, model.architecture) for output in outputs]
+    bytes_ = [model.stored_bytes(output, kept) for output in outputs]
     return pa.table({"length": lengths, "kept": kept} | {f"bytes{number}": part for number, part in enumerate(bytes_)})

@@ -28,11 +28,11 @@ log = logging.getLogger(__name__)
 def write_residues(catalog: Path, model: PlannedModel, output: Output, store: Store, target: Path) -> None:
     """Write a sample's residue file of a ragged output, sequence by sequence.
 
-    Datasets: `embeddings`, float32 [sum of residues, embed_dim] (for logits the vocabulary); or `entropy` [sum of
-    residues], `marginals` [sum of residues, 20], or `contacts`, flat, a map after the other; `offsets`, int64
-    [sequences + 1], in rows of these; and for each embedded record in file order `id`, `length` and `sequence`, its
-    number in `offsets`. Raises IncompleteError as `features.write_table` does, and ConfigError for an output of one
-    vector per protein.
+    Datasets: `embeddings` [sum of residues, embed_dim] (for logits the vocabulary), in float32 or, if the vectors are
+    so, float16; or `entropy` [sum of residues], `marginals` [sum of residues, 20], or `contacts`, flat, a map after the
+    other; `offsets`, int64 [sequences + 1], in rows of these; and for each embedded record in file order `id`, `length`
+    and `sequence`, its number in `offsets`. Raises IncompleteError as `features.write_table` does, and ConfigError for
+    an output of one vector per protein.
     """
     with database.connect(target) as connection, _writing(target, model, output) as file:
         located = LocatedRecords(connection, catalog, model, output, store)
@@ -74,11 +74,9 @@ def write_masked_marginals(
 class _ResidueFile:
     """A residue file to which sequences are added, and at last the records."""
 
-    def __init__(self, file: hdf5.Hdf5, kind: Ragged, architecture: Architecture) -> None:
+    def __init__(self, file: hdf5.Hdf5, kind: Ragged, architecture: Architecture, dtype: np.dtype) -> None:
         self._file, self._row = file, _row_shape(kind, architecture)
-        self._data = file.create_dataset(
-            kind.dataset, (0, *self._row), np.float32, maxshape=(None, *self._row), chunks=True
-        )
+        self._data = file.create_dataset(kind.dataset, (0, *self._row), dtype, maxshape=(None, *self._row), chunks=True)
         self._offsets = [0]
 
     @property
@@ -87,7 +85,7 @@ class _ResidueFile:
         return len(self._offsets) - 1
 
     def add(self, values: np.ndarray) -> None:
-        """Add a sequence's values, float32 in any shape."""
+        """Add a sequence's values, in any shape."""
         rows = values.reshape(-1, *self._row)
         self._data.resize(self._offsets[-1] + len(rows), axis=0)
         self._data[self._offsets[-1] :] = rows
@@ -121,7 +119,7 @@ def _writing(target: Path, model: PlannedModel, output: Output) -> Iterator[_Res
             f"models.{model.name}.representations: {kind.name} is one vector per protein, which a table has"
         )
     with hdf5.writing(target) as file:
-        yield _ResidueFile(file, kind, model.architecture)
+        yield _ResidueFile(file, kind, model.architecture, output.dtype(model.spec.vectors))
 
 
 def _row_shape(kind: Ragged, architecture: Architecture) -> tuple[int, ...]:

@@ -103,4 +103,5 @@ class Parts:
         shard, model = task.shard, task.model
         keys, _ = task.read()
         nothing = {output: [np.zeros(output.kind.shape(0, model.architecture), np.float32)] for output in shard.outputs}
-        commit(task.target, keys, [reason], nothing, {"model": model.name, "weights_sha256": model.descriptor.sha256})
+        metadata = {"model": model.name, "weights_sha256": model.descriptor.sha256}
+        commit(task.target, keys, [reason], nothing, metadata, model.spec.vectors)

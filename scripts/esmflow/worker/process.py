@@ -189,7 +189,7 @@ class Embedder:
             "kernels": use.kernels,
         }
         try:
-            commit(shard.task.target, shard.keys, embedded.reasons, embedded.values, metadata)
+            commit(shard.task.target, shard.keys, embedded.reasons, embedded.values, metadata, model.spec.vectors)
         except Exception as error:
             shard.fail(error)
         else:

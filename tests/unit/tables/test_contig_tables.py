@@ -27,6 +27,9 @@ class Records:
     embed_dim: int = EMBED_DIM
     metadata: dict[str, dict[str, str]] = field(default_factory=lambda: {"layer1.mean": {"esmflow.model": "tiny"}})
 
+    def dtype(self, output: str) -> np.dtype:
+        return self.vectors.dtype
+
     def batches(self, *columns: str) -> Iterator[tuple[pa.RecordBatch, np.ndarray]]:
         assert columns == ("index",)
         end = 0
