@@ -1,51 +1,55 @@
-"""Dealing shards to worker jobs, all of about equal cost."""
+"""Dealing shards to worker jobs, which all take about as long."""
 
 import hashlib
 import heapq
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from esmflow.job import Job, Shard
+from esmflow.plan.estimate import Rate
 from esmflow.plan.sizes import Sizes
 from esmflow.planned_model import PlannedModel
 from esmflow.results import TableName
 
 
-def deal_all(shards: Sequence[Sequence[Shard]], sizes: Sizes) -> list[list[Shard]]:
-    """The shards of each job, from those of each model."""
+def deal_all(shards: Sequence[Sequence[Shard]], rates: Mapping[str, Rate], sizes: Sizes) -> list[list[Shard]]:
+    """The shards of each job, from those of each model. rates: of each model, by name."""
+
+    def seconds(shard: Shard) -> float:
+        return shard.cost / rates[shard.model].of_process
+
+    # A job that has less to do than a full shard is not worth the loading of its model.
+    work = sum(seconds(shard) for of_model in shards for shard in of_model)
+    most = min(sizes.max_jobs, math.ceil(work / (60 * sizes.target_minutes)))
     if not sizes.mix_models:
-        counts = share(shards, sizes)
-        return [hand for of_model, jobs in zip(shards, counts, strict=True) for hand in deal(of_model, jobs)]
+        counts = share(shards, most, seconds)
+        return [hand for of_model, jobs in zip(shards, counts, strict=True) for hand in deal(of_model, jobs, seconds)]
     together = [shard for of_model in shards for shard in of_model]
-    full = math.ceil(sum(shard.cost for shard in together) / sizes.shard_cost)
     order = {of_model[0].model: number for number, of_model in enumerate(shards) if of_model}
-    hands = deal(together, min(sizes.max_jobs, full, len(together)))
+    hands = deal(together, min(most, len(together)), seconds)
     return [sorted(hand, key=lambda shard: order[shard.model]) for hand in hands]
 
 
-def share(shards: Sequence[Sequence[Shard]], sizes: Sizes) -> list[int]:
-    """The number of jobs for each model: one each, the rest one by one to the model with the dearest jobs.
-
-    A job that has less to do than a full shard is not worth the loading of its model.
-    """
+def share(shards: Sequence[Sequence[Shard]], most: int, seconds: Callable[[Shard], float]) -> list[int]:
+    """The number of jobs for each model: one each, the rest one by one to the model with the longest jobs."""
     jobs = [min(len(of_model), 1) for of_model in shards]
-    cost = [sum(shard.cost for shard in of_model) for of_model in shards]
-    while sum(jobs) < min(sizes.max_jobs, math.ceil(sum(cost) / sizes.shard_cost)):
+    work = [sum(map(seconds, of_model)) for of_model in shards]
+    while sum(jobs) < most:
         growable = [model for model, of_model in enumerate(shards) if len(of_model) > jobs[model]]
         if not growable:
             break
-        jobs[max(growable, key=lambda model: cost[model] / jobs[model])] += 1
+        jobs[max(growable, key=lambda model: work[model] / jobs[model])] += 1
     return jobs
 
 
-def deal(shards: Sequence[Shard], jobs: int) -> list[list[Shard]]:
+def deal(shards: Sequence[Shard], jobs: int, seconds: Callable[[Shard], float]) -> list[list[Shard]]:
     """Deal shards to so many jobs, longest processing time first (Graham 1969, doi:10.1137/0117039)."""
     loads = [(0.0, number) for number in range(jobs)]
     hands: list[list[Shard]] = [[] for _ in range(jobs)]
-    for shard in sorted(shards, key=lambda shard: (-shard.cost, shard.name)):
+    for shard in sorted(shards, key=lambda shard: (-seconds(shard), shard.name)):
         load, number = heapq.heappop(loads)
         hands[number].append(shard)
-        heapq.heappush(loads, (load + shard.cost, number))
+        heapq.heappush(loads, (load + seconds(shard), number))
     return hands
 
 

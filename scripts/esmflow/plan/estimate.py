@@ -1,5 +1,6 @@
 """Estimates of worker jobs, made before they run: how long they take and how much memory the host needs."""
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
@@ -32,6 +33,16 @@ class Rate(NamedTuple):
     """Of a whole job."""
     measured: bool
     """Whether receipts told it."""
+    of_process: float
+    """FLOPs per second of one of its processes, rounded to a power of two times the assumed rate."""
+
+    def shard_cost(self, minutes: float) -> float:
+        """FLOPs of a shard that takes a process about so long.
+
+        Since rates are rounded, the same work is cut alike, and has the same names, though each run measures a little
+        otherwise.
+        """
+        return 60 * minutes * self.of_process
 
 
 def rate(receipts: Iterable[Receipt], model: PlannedModel, gpus_per_job: int) -> Rate:
@@ -40,20 +51,22 @@ def rate(receipts: Iterable[Receipt], model: PlannedModel, gpus_per_job: int) ->
     Where GPUs are asked for and all receipts tell of CPUs, there is no GPU, and the next job will find none either.
     """
     flops: defaultdict[tuple[str, str, str], float] = defaultdict(float)
-    seconds: defaultdict[tuple[str, str, str], float] = defaultdict(float)
+    flops_of_one, seconds = flops.copy(), flops.copy()
     for receipt in receipts:
         for name, use in receipt.models.items():
             kind = use.device.partition(":")[0], use.precision
             for key in (name, ""):
                 flops[*kind, key] += use.flops * receipt.figures.processes
+                flops_of_one[*kind, key] += use.flops
                 seconds[*kind, key] += use.computing_seconds
     device = "cuda" if gpus_per_job and {known for known, _, _ in flops} != {"cpu"} else "cpu"
     computed = model.precision_on(device)
+    assumed = ASSUMED_RATES[device, "fp32" if computed == "fp32" else "16 bit"]
     for name in (model.name, ""):
         if spent := seconds[device, computed, name]:
-            return Rate(device, flops[device, computed, name] / spent, measured=True)
-    assumed = ASSUMED_RATES[device, "fp32" if computed == "fp32" else "16 bit"]
-    return Rate(device, assumed * max(gpus_per_job, 1), measured=False)
+            doublings = round(math.log2(flops_of_one[device, computed, name] / spent / assumed))
+            return Rate(device, flops[device, computed, name] / spent, True, assumed * 2.0**doublings)
+    return Rate(device, assumed * max(gpus_per_job, 1), False, assumed)
 
 
 def minutes(descriptor: Descriptor, cost: float, rate: Rate) -> float:

@@ -68,7 +68,7 @@ def plan(
     for line in (*refused.values(), *refused_models.values()):
         log.warning("left out: %s", line)
     with files.atomic_directory(results.plan_directory) as directory:
-        cutter = _Cutter(store, results, directory / "shards", sizes)
+        cutter = _Cutter(store, results, directory / "shards", rates, sizes)
         usable = [sample for sample in samples if sample not in refused]
         with database.connect(directory / "plan") as connection:
             work_list = WorkList(connection, {sample: results.sequences(sample) for sample in samples})
@@ -100,8 +100,11 @@ def plan(
 class _Cutter:
     """Cuts what models lack of work lists into shards, which are written to a directory."""
 
-    def __init__(self, store: Store, results: Results, directory: Path, sizes: Sizes) -> None:
-        self._store, self._results, self._directory, self._sizes = store, results, directory, sizes
+    def __init__(
+        self, store: Store, results: Results, directory: Path, rates: Mapping[str, estimate.Rate], sizes: Sizes
+    ) -> None:
+        self._store, self._results, self._directory = store, results, directory
+        self._rates, self._sizes = rates, sizes
         self._shards: defaultdict[str, list[Shard]] = defaultdict(list)
         """Of each model."""
         self._samples: dict[str, set[str]] = {}
@@ -118,13 +121,13 @@ class _Cutter:
                     self._store,
                     self._results,
                     self._directory,
-                    shard_cost=self._sizes.shard_cost,
+                    shard_cost=self._rates[model.name].shard_cost(self._sizes.target_minutes),
                 )
             self._samples |= work_list.samples_of_shards()
 
     def jobs(self, models: Sequence[PlannedModel]) -> list[Job]:
         """The jobs that have all shards."""
-        hands = deal_all([self._shards[model.name] for model in models], self._sizes)
+        hands = deal_all([self._shards[model.name] for model in models], self._rates, self._sizes)
         return [make_job(hand, models, self._samples) for hand in hands]
 
 

@@ -3,8 +3,6 @@
 import math
 from dataclasses import dataclass
 
-from esmflow.plan import estimate
-
 
 @dataclass(frozen=True)
 class Sizes:
@@ -23,9 +21,3 @@ class Sizes:
     """Whether a job may have shards of several models."""
     local: bool = False
     """Whether the jobs run on this machine."""
-
-    @property
-    def shard_cost(self) -> float:
-        """FLOPs of a shard. What receipts tell is left out, so that the same work is always cut alike."""
-        kind = ("cuda", "16 bit") if self.gpus_per_job else ("cpu", "fp32")
-        return self.target_minutes * 60 * estimate.ASSUMED_RATES[kind]

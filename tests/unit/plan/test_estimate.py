@@ -1,6 +1,7 @@
 """Estimates of worker jobs: from receipts where there are some, and never less memory than a real worker takes."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from esmflow.plan.plan import plan
 from esmflow.plan.preflight import require_room
 from esmflow.plan.sizes import Sizes
 from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
-from esmflow.receipt import JobFigures, ModelUse, Receipt, SelfCheck
 from esmflow.representation import Output
 from esmflow.results import Results
 from esmflow.run_plan import Preflight
 from esmflow.store.store import Store
+from receipts import receipt, receipt_of
 from workflow import script
 
 SIZES = Sizes(target_minutes=5, max_jobs=2, gpus_per_job=0, threads=2, tokens_per_pack=None)
@@ -34,39 +35,10 @@ def model(name: str, precision: str, kind: str = "ESM-2") -> PlannedModel:
     return PlannedModel(spec, Descriptor(name, [], [], "ab" * 32, shape))
 
 
-def receipt(
-    model: str, flops_per_second: float, seconds: float, device: str = "cpu", precision: str = "fp32"
-) -> Receipt:
-    check = SelfCheck(sequences=0, largest_difference=0.0, least_cosine=1.0)
-    return receipt_of({model: ModelUse(device, precision, "", 0, 0, check, flops_per_second * seconds, seconds)}, 1)
-
-
-def receipt_of(models: dict[str, ModelUse], processes: int) -> Receipt:
-    """A receipt with nothing but what models were used by so many processes."""
-    figures = JobFigures(
-        seconds=0.0,
-        startup_seconds=0.0,
-        computing_seconds=0.0,
-        idle_share=0.0,
-        processes=processes,
-        process_restarts=0,
-        model_loads=0,
-        model_switches=0,
-        peak_memory_bytes=0,
-        packs=0,
-        tokens=0,
-        pack_fill=0.0,
-        packs_split=0,
-        waiting_seconds=0.0,
-        residues_per_second=0.0,
-    )
-    return Receipt("earlier", [], 0, 0, [], [], models, figures, {})
-
-
 @pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (1, "cuda")])
 def test_without_receipts_the_rate_is_the_tables(gpus: int, device: str) -> None:
     found = rate([], model("m", "fp32"), gpus)
-    assert found == (device, ASSUMED_RATES[device, "fp32"], False)
+    assert found == (device, ASSUMED_RATES[device, "fp32"], False, ASSUMED_RATES[device, "fp32"])
 
 
 def test_two_gpus_are_taken_to_be_twice_as_fast_as_one() -> None:
@@ -75,13 +47,29 @@ def test_two_gpus_are_taken_to_be_twice_as_fast_as_one() -> None:
 
 def test_the_measured_rate_is_all_work_over_all_seconds_of_the_models_own_receipts() -> None:
     receipts = [receipt("m", 4e10, 100), receipt("m", 1e10, 300), receipt("other", 9e12, 1000)]
-    assert rate(receipts, model("m", "auto"), 0) == ("cpu", (4e10 * 100 + 1e10 * 300) / 400, True)
+    assert rate(receipts, model("m", "auto"), 0) == ("cpu", (4e10 * 100 + 1e10 * 300) / 400, True, 1e11 / 8)
+
+
+def test_a_shard_takes_its_minutes_on_one_of_the_gpus_that_receipts_tell_of() -> None:
+    """Of four GPUs at 3e14 a second each; the nearest doubling of the assumed 2e13 is 3.2e14."""
+    used = receipt("m", 3e14, 1000, "cuda:0", "fp16").models
+    four = rate([receipt_of(used, 4)], model("m", "auto"), 4)
+    assert four.flops_per_second == pytest.approx(4 * 3e14)
+    assert four.shard_cost(5) == pytest.approx(300 * 3.2e14)
+    assert 1 / math.sqrt(2) <= four.shard_cost(5) / (300 * 3e14) <= math.sqrt(2)
+
+
+def test_rates_that_differ_by_noise_cut_alike() -> None:
+    costs = {
+        rate([receipt("m", 1e11 * 16 * noise, 60)], model("m", "fp32"), 0).shard_cost(5) for noise in (0.8, 1, 1.3)
+    }
+    assert len(costs) == 1
 
 
 def test_a_new_model_is_taken_to_be_as_fast_as_the_others_at_its_precision() -> None:
     receipts = [receipt("other", 4e13, 10, "cuda:0", "fp16"), receipt("other", 1e13, 10, "cuda:0", "fp32")]
-    assert rate(receipts, model("new", "auto"), 1) == ("cuda", 4e13, True)
-    assert rate(receipts, model("new", "fp32"), 1) == ("cuda", 1e13, True)
+    assert rate(receipts, model("new", "auto"), 1) == ("cuda", 4e13, True, 2e13 * 2)
+    assert rate(receipts, model("new", "fp32"), 1) == ("cuda", 1e13, True, 5e12 * 2)
     assert not rate(receipts, model("new", "bf16"), 1).measured
 
 
@@ -96,15 +84,18 @@ def test_receipts_without_figures_of_a_model_tell_nothing() -> None:
 
 
 def test_where_all_jobs_found_no_gpu_the_next_will_find_none() -> None:
-    assert rate([receipt("m", 5e10, 60)], model("m", "auto"), 1) == ("cpu", 5e10, True)
+    assert rate([receipt("m", 5e10, 60)], model("m", "auto"), 1) == ("cpu", 5e10, True, 1e11 / 2)
     assert rate([receipt("m", 5e10, 60), receipt("m", 5e13, 60, "cuda", "fp16")], model("m", "auto"), 1) == (
         "cuda",
         5e13,
         True,
+        2e13 * 2,
     )
 
 
-def planned(directory: Path, representations: tuple[str, ...], store: Path | None = None) -> dict[str, dict[str, Any]]:
+def planned(
+    directory: Path, representations: tuple[str, ...], store: Path | None = None, sizes: Sizes = SIZES
+) -> dict[str, dict[str, Any]]:
     """The jobs of plan.json for one sample and a tiny model."""
     (directory / "a.fasta").write_text("".join(f">p{n}\n{residues}\n" for n, residues in enumerate(PROTEINS)))
     results = Results(directory)
@@ -112,14 +103,14 @@ def planned(directory: Path, representations: tuple[str, ...], store: Path | Non
     reference.tiny_esm2(directory / "tiny.pt")
     spec = ModelSpec("m", (-1,), representations, "truncate", 1022, 0, "auto")
     model = PlannedModel(spec, weights.describe("m", directory / "tiny.pt"))
-    plan([model], ["a"], results, Store(store or directory / "store"), SIZES)
+    plan([model], ["a"], results, Store(store or directory / "store"), sizes)
     return dict(json.loads((directory / "plan" / "plan.json").read_text())["jobs"])
 
 
 def test_the_plan_takes_the_time_of_a_job_from_the_rate_of_earlier_ones(tmp_path: Path) -> None:
     [first] = planned(tmp_path, ("mean",)).values()
     receipt("m", first["cost"] / 3600, 7.0).save(tmp_path / "receipts" / "earlier.json")
-    [second] = planned(tmp_path, ("mean",)).values()
+    [second] = planned(tmp_path, ("mean",), sizes=replace(SIZES, max_jobs=1)).values()
     assert 60 < second["minutes"] < 61
     assert first["minutes"] < 1
 

@@ -2,7 +2,10 @@
 
 import hashlib
 import json
+import math
 import random
+from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +26,7 @@ from esmflow.sealed import seal
 from esmflow.store import store
 from esmflow.store.store import Store
 from esmflow.treatment import WHOLE, Treatment
+from receipts import receipt
 
 MODEL = "tiny"
 OUTPUTS = [Output(layer, name) for layer in (0, 1) for name in ("mean", "std")]
@@ -73,7 +77,7 @@ class World:
             pq.write_table(pa.table(rows, SEQUENCES), results.sequences(sample))
             seal(results.sequences(sample))
         plan([self.model], list(self.samples), results, Store(self.root / "store"), sizes)
-        return [Job.load(path) for path in sorted(results.job("any").parent.iterdir())]
+        return [Job.load(path) for path in sorted(results.job("any").parent.glob("*"))]
 
     def first_seen(self) -> list[bytes]:
         return list(dict.fromkeys(residues for records in self.samples.values() for residues in records))
@@ -126,6 +130,35 @@ def test_the_same_work_has_the_same_names(tmp_path: Path) -> None:
     assert [job.name for job in first] == [job.name for job in second]
     names = [[shard.name for job in jobs for shard in job.shards] for jobs in (first, second)]
     assert names[0] == names[1]
+
+
+def test_a_measured_rate_changes_the_size_of_shards_and_no_name_of_what_is_stored(tmp_path: Path) -> None:
+    minutes = 1e-6
+    world, sizes = World(tmp_path, 7), Sizes(minutes, 3, 0, 1, None, part_bytes=1e9)
+    jobs, results = world.plan("results", sizes), Results(tmp_path / "results")
+    needs = RunPlan.load(results.plan).tables
+    # Sixteen times the rate that is assumed of a CPU.
+    receipt(MODEL, 16e11, 1.0).save(results.receipt("of_another_plan"))
+    counts: list[Counter[str]] = []
+    for rate, planned in ((1e11, jobs), (16e11, world.plan("results", sizes))):
+        costs: defaultdict[str, float] = defaultdict(float)
+        counts.append(Counter())
+        for shard in (shard for job in planned for shard in job.shards):
+            batch = f"{shard.treatment} {shard.outputs}"
+            costs[batch] += shard.cost
+            counts[-1][batch] += 1
+        for batch, count in counts[-1].items():
+            assert count <= math.ceil(costs[batch] / (60 * minutes * rate))
+    assert counts[1].total() < counts[0].total() / 4
+    for job in jobs:
+        replace(receipt(MODEL, 16e11, 1.0), job=job.name, serves=job.serves).save(results.receipt(job.name))
+    for kind in TREATMENTS:
+        keys = [key(residues) for residues in world.first_seen() if treatment(residues) == kind]
+        path = Store(tmp_path / "store").path(world.model.space(kind), "all")
+        ones = {output: [np.ones(8, np.float32)] * len(keys) for output in OUTPUTS}
+        store.commit(path, pa.array(keys, pa.binary(32)), [None] * len(keys), ones, {})
+    assert world.plan("results", sizes) == []
+    assert RunPlan.load(results.plan).tables == needs
 
 
 def test_tables_larger_than_a_part_are_told(tmp_path: Path) -> None:
