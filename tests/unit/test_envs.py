@@ -48,7 +48,13 @@ def test_the_lock_has_what_is_required_each_with_checksums() -> None:
 
 def test_the_environment_for_gpus_has_what_compiles_kernels() -> None:
     conda, _ = installed("gpu.yaml")
-    assert {"triton", "gcc"} <= set(conda)
+    assert {"triton", "gcc", "cuda-cudart-dev"} <= set(conda)
+
+
+def test_the_container_for_gpus_can_be_made_where_there_is_none() -> None:
+    """conda-forge's PyTorch for CUDA is installed only where there is a driver, or where conda is told of one."""
+    post = (ENVS / "gpu.def").read_text().split("%post")[1]
+    assert re.search(r"export CONDA_OVERRIDE_CUDA=\d+\.\d+\n.*mamba env update", post, re.DOTALL)
 
 
 @pytest.mark.parametrize(
