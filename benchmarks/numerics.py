@@ -29,7 +29,7 @@ from esmflow.model import weights  # noqa: E402
 from esmflow.model.fetch import fetch  # noqa: E402
 from esmflow.model.layouts import Checkpoint  # noqa: E402
 from esmflow.model.pack import Pack  # noqa: E402
-from esmflow.model.parts import Norm  # noqa: E402
+from esmflow.model.parts import LayerNorm  # noqa: E402
 from esmflow.model.trunk import DTYPES, Esm  # noqa: E402
 from esmflow.representation import VECTORS, Output  # noqa: E402
 from random_weights import checkpoint, esm2, proteins, uniprot_like_lengths  # noqa: E402
@@ -45,17 +45,23 @@ class Residual16(Esm):
         super().__init__(checkpoint, device, precision=precision)
         family, embed = self._family, self._family.embed
         family.embed = lambda x, positions: embed(x, positions).to(DTYPES[precision])
-        family.norm_after = of_float32(family.norm_after)
+        family.norm_after = NormOf16(family.norm_after)
         for layer in family.layers:
-            layer._attention_norm, layer._ffn_norm = map(of_float32, (layer._attention_norm, layer._ffn_norm))
+            layer.attention_norm, layer.ffn_norm = NormOf16(layer.attention_norm), NormOf16(layer.ffn_norm)
 
     def representations(self, pack: Pack, *arguments: Any) -> Iterator[tuple[int, torch.Tensor]]:
         for layer, x in super().representations(pack, *arguments):
             yield layer, x.float()
 
 
-def of_float32(norm: Norm) -> Norm:
-    return lambda x: norm(x.float())
+class NormOf16(LayerNorm):
+    """The same of a stream in 16 bit."""
+
+    def __init__(self, norm: LayerNorm) -> None:
+        super().__init__(norm.weight, norm.bias, norm.eps)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return super().__call__(x.float())
 
 
 def main() -> None:

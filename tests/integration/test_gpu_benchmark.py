@@ -78,6 +78,19 @@ def test_what_a_sequence_costs_the_host_is_told_part_by_part() -> None:
     assert {"host", "reading", "committing"} <= set(figures)
 
 
+def test_every_benchmark_can_be_imported() -> None:
+    names = sorted(path.stem for path in BENCHMARKS.glob("*.py"))
+    result = subprocess.run(
+        [sys.executable, "-c", f"import {', '.join(names)}"],
+        env=ENVIRONMENT
+        | {"PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in ("benchmarks", "scripts", "tests"))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+
+
 def test_the_tests_for_gpus_hold_on_a_cpu_where_they_need_no_gpu() -> None:
     options = ["-c", "tests/gpu/pytest.ini", "--device", "cpu", "--shapes", "8M", "--depth", "1"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, "tests/gpu"]

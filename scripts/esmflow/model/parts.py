@@ -114,6 +114,8 @@ class Layers(Sequence[_Layer]):
 
     def __getitem__(self, number: Any) -> Any:
         """The layer of that number, from 0."""
+        if number >= self._count:
+            raise IndexError(number)
         if number not in self._made:
             # Before the other's weights come.
             self._made.clear()
