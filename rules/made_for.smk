@@ -6,7 +6,7 @@ import functools
 import hashlib
 
 # The end of each command with such an output.
-RECORD = " && echo {params.made_for} > {output.made_for:q}"
+RECORD = ' && echo {params.made_for} > {output.made_for:q} || sh "$ESMFLOW"/ended.sh $? {log:q}'
 
 
 def record(output):

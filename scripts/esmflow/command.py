@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from pathlib import Path
+from types import TracebackType
 
 from esmflow import files
 from esmflow.errors import DataError, EsmflowError, IncompleteError, WriteError
@@ -21,7 +22,7 @@ _PASSING = {
     errno.EMFILE: "too many files are open; raise the limit (ulimit -n) and run again",
     errno.ENFILE: "too many files are open on this machine; run again later",
     errno.ENOMEM: "memory is short; give the job more and run again",
-    errno.EAGAIN: "no process or thread can be had; raise the limit (ulimit -u), or end others, and run again",
+    errno.EAGAIN: "no process or thread can be had; raise the limit (ulimit -u), or give more memory, and run again",
     errno.EIO: "the disk or the network failed; run again once it is well",
     errno.ESTALE: "the file server has lost it from sight; run again",
 }
@@ -94,7 +95,8 @@ def run(
 
 def _known(error: Exception) -> EsmflowError | None:
     """What the system's error is to a user; None if it is a bug."""
-    if isinstance(error, MemoryError):
+    # Where there is no room for a library, Python says that it cannot be imported.
+    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "map segment" in str(error)):
         return IncompleteError("out of memory; give the job more and run again")
     # Neither Python nor Arrow has a class for it.
     if any(text in str(error) for text in ("can't start new thread", os.strerror(errno.EAGAIN))):
@@ -124,6 +126,14 @@ def _end(error: EsmflowError) -> None:
     sys.exit(error.exit_code)
 
 
+def _failed_early(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """What ends a command while it imports is told in a line, too."""
+    if isinstance(error, Exception) and (known := _known(error)):
+        os.write(2, f"error: {known}\n".encode())
+        os._exit(known.exit_code)
+    sys.__excepthook__(kind, error, trace)
+
+
 def _interrupted_early(*_: object) -> None:
     os.write(2, f"error: {_INTERRUPTED}\n".encode())
     os._exit(IncompleteError.exit_code)
@@ -145,6 +155,7 @@ class _WithoutPandas(MetaPathFinder):
 
 sys.meta_path.insert(0, _WithoutPandas())
 
+sys.excepthook = _failed_early
 # A command imports for seconds before it runs. An interrupt then ends it without a traceback, unless it is ignored.
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _interrupted_early)

@@ -30,6 +30,8 @@ from esmflow.treatment import WHOLE, Treatment
 
 #: Packs that are prepared, computed or copied at the same time on a GPU.
 _AHEAD = 4
+#: How PyTorch's allocator and oneDNN say on a CPU that memory is short.
+_NO_MEMORY = ("can't allocate memory", "could not create a primitive")
 
 
 class _Running(NamedTuple):
@@ -208,7 +210,7 @@ class Engine:
         except (torch.OutOfMemoryError, MemoryError):
             return None
         except RuntimeError as error:
-            if "can't allocate memory" in str(error):
+            if any(text in str(error) for text in _NO_MEMORY):
                 return None
             if is_lost(self.model.device, error):
                 reason = str(error).strip().partition("\n")[0]

@@ -1,0 +1,41 @@
+"""Commands that end before they could say why: while they import, or by the hand of a library or the system."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from workflow import ENVIRONMENT, ROOT, error_line
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [("os.abort()", 75), ("os.kill(os.getpid(), 11)", 75), ("os.kill(os.getpid(), 9)", 75), ("os._exit(65)", 65)],
+)
+def test_a_rule_tells_of_a_command_that_a_library_has_ended_and_keeps_the_code_of_others(
+    tmp_path: Path, end: str, code: int
+) -> None:
+    """Its command is followed by this."""
+    line = f"'{sys.executable}' -c 'import os; {end}' && echo done || sh '{ROOT}/scripts/ended.sh' $? rule.log"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert done.stdout == ""
+    if code == 75:
+        assert "memory is short" in error_line(done)
+        assert (tmp_path / "rule.log").read_text() in done.stderr
+
+
+@pytest.mark.parametrize("megabytes", [200, 250])
+def test_short_memory_while_a_command_imports_is_told_in_one_line(megabytes: int) -> None:
+    limits = (megabytes << 20,) * 2
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts/features.py", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=ENVIRONMENT,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, limits),
+    )
+    assert done.returncode == 75, done.stderr
+    assert "out of memory" in error_line(done)
