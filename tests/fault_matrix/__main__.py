@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from commands import SCRIPTS
@@ -40,8 +41,11 @@ def main() -> None:
     figures, draw = Figures(), random.Random(options.seed)
     with tempfile.TemporaryDirectory() as directory:
         whole = run_well(Path(directory, "whole"), options.records)
-        for try_all, count in ((kills, options.kills), (flips, options.flips), (calls, options.calls)):
-            try_all(figures, whole, Path(directory), count, draw)
+        # SIGTERM ends it early, with the figures so far.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with suppress(KeyboardInterrupt):
+            for try_all, count in ((kills, options.kills), (flips, options.flips), (calls, options.calls)):
+                try_all(figures, whole, Path(directory), count, draw)
     print(json.dumps(figures.counts, indent=1))
     sys.exit(bool(figures.faults))
 

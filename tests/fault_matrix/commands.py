@@ -132,6 +132,7 @@ class Run:
         code, context = 1, multiprocessing.get_context("fork")
         try:
             os.setpgid(0, 0)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.chdir(self.root)
             (self.root / "tmp").mkdir(exist_ok=True)
             errors = os.open(child.errors, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
