@@ -138,7 +138,8 @@ int flock(int fd, int operation) {
     char link[64], path[4096];
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = below[0] ? readlink(link, path, sizeof path - 1) : -1;
-    if (length < 0 || strncmp(path, below, strlen(below))) return real(fd, operation);
+    path[length < 0 ? 0 : length] = 0;
+    if (!below[0] || strncmp(path, below, strlen(below))) return real(fd, operation);
     errno = ENOLCK;
     return -1;
 }
