@@ -238,7 +238,7 @@ def content(path: Path) -> str:
 def write_inputs(root: Path, records: int) -> None:
     """Weights, proteins, contigs, variants, sheet and config of a small run."""
     root.mkdir(parents=True)
-    # Not in this process, which has to have no threads.
+    # Not in this process: threads of PyTorch would be lacking in those that are forked from it.
     code = "import reference, pathlib; reference.tiny_esm2(pathlib.Path('tiny.pt').absolute(), embed_dim=32)"
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}"}
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True, env=environment)
