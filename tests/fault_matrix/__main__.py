@@ -29,7 +29,8 @@ def main() -> None:
         begin_with_failing_calls()
     sys.path.insert(0, str(SCRIPTS))
     # What commands import: they are forked from here, which then takes no time.
-    for module in ("inputs.catalog", "plan.plan", "tables.hdf5", "tables.ordered", "worker.process", "report.page"):
+    rooms = ("inputs.catalog", "plan.plan", "tables.hdf5", "tables.ordered", "worker.process", "report.page")
+    for module in ("command", *rooms):
         importlib.import_module(f"esmflow.{module}")
     importlib.import_module("umap")
     from calls import calls
