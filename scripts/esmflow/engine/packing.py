@@ -27,8 +27,9 @@ def plan_packs(tokens: np.ndarray, budget: int) -> list[np.ndarray]:
         else:
             space, number = budget, len(packs)
             packs.append([row])
-        if space > length:
-            place = bisect_left(free, space - length)
-            free.insert(place, space - length)
+        space -= length
+        if space > 0:
+            place = bisect_left(free, space)
+            free.insert(place, space)
             numbers.insert(place, number)
     return [np.array(rows) for rows in packs]
