@@ -257,6 +257,8 @@ def test_a_killed_features_command_leaves_nothing_behind_once_the_table_is_made(
     baseline: Baseline, again: Workspace
 ) -> None:
     assert any(kill_features(again) for _ in range(5))
+    told = again.root / f"logs/features/a/{MODEL}/layer6.mean.log"
+    assert "error: the command was ended from outside (code 137)" in told.read_text()
     assert not (again.root / TARGETS[0]).exists()
     again.run()
     assert_equal_tables(again, baseline.work, [str(path.relative_to(again.root)) for path in again.table_files()])
