@@ -141,12 +141,11 @@ class WorkList:
         self._connection.execute(
             """
             CREATE OR REPLACE TABLE todo AS
-            SELECT key, any_value(place) AS place, any_value(length) AS length, treatment,
-                   coalesce(bit_or(pattern), $4::BIT) AS pattern
+            SELECT place, length, treatment, coalesce(pattern, $4::BIT) AS pattern
             FROM (SELECT *, CASE WHEN length <= $1 THEN $2 ELSE $3 END AS treatment FROM wanted)
-            LEFT JOIN have USING (key, treatment)
+            LEFT JOIN (SELECT key, treatment, bit_or(pattern) AS pattern FROM have GROUP BY key, treatment)
+            USING (key, treatment)
             WHERE treatment IS NOT NULL
-            GROUP BY key, treatment
             """,
             [model.spec.max_length, str(WHOLE), long_treatment and str(long_treatment), "0" * len(bits)],
         )
