@@ -4,6 +4,8 @@ import errno
 import random
 import shutil
 from array import array
+from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 
 from commands import Step, Whole
@@ -30,13 +32,17 @@ ANSWERS = {0, 73, 75}
 
 def calls(figures: Figures, whole: Whole, work: Path, count: int, draw: random.Random) -> None:
     """Let calls fail; the command is to say so, to blame no file for it, and to end well when it is run again."""
-    counts = {step.name: _count(whole, step, work / "counted") for step in whole.steps} if count else {}
-    pairs = [(step, kind) for step in whole.steps for kind in KINDS if counts and counts[step.name][kind]]
-    draw.shuffle(pairs)
-    if count:
-        figures.counts["kinds of calls"] = len(pairs)
+    steps = draw.sample(whole.steps, len(whole.steps))
+    counts: dict[str, dict[str, int]] = {}
+    kinds: dict[str, Iterator[str]] = {}
     for number in figures.tries("calls", count):
-        step, kind = pairs[number % len(pairs)]
+        step = steps[number % len(steps)]
+        if step.name not in counts:
+            counts[step.name] = _count(whole, step, work / "counted")
+            made = [kind for kind, calls_of_kind in counts[step.name].items() if calls_of_kind]
+            kinds[step.name] = cycle(draw.sample(made, len(made)))
+            figures.counts["kinds of calls"] += len(made)
+        kind = next(kinds[step.name])
         which = draw.randint(1, counts[step.name][kind])
         let_fail(figures, whole, work / "failed", step, kind, which, draw.choice(KINDS[kind]))
 
