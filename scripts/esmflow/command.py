@@ -13,19 +13,9 @@ from pathlib import Path
 from types import TracebackType
 
 from esmflow import files
-from esmflow.errors import DataError, EsmflowError, IncompleteError, WriteError
+from esmflow.errors import DataError, EsmflowError, IncompleteError, WriteError, passing
 
 _INTERRUPTED = "interrupted; what was committed is kept, run the same command again to go on"
-#: What passes, or is for whoever runs the machine to mend; no file is to blame.
-_PASSING = {
-    errno.ENOENT: "is not there, or no more; make it first, then run again",
-    errno.EMFILE: "too many files are open; raise the limit (ulimit -n) and run again",
-    errno.ENFILE: "too many files are open on this machine; run again later",
-    errno.ENOMEM: "memory is short; give the job more and run again",
-    errno.EAGAIN: "no process or thread can be had; raise the limit (ulimit -u), or give more memory, and run again",
-    errno.EIO: "the disk or the network failed; run again once it is well",
-    errno.ESTALE: "the file server has lost it from sight; run again",
-}
 _CANNOT_WRITE = {
     errno.ENOSPC: "the disk is full; free some space and run again",
     errno.EDQUOT: "the disk quota is used up; free some space and run again",
@@ -95,20 +85,15 @@ def run(
 
 def _known(error: Exception) -> EsmflowError | None:
     """What the system's error is to a user; None if it is a bug."""
-    # Where there is no room for a library, Python says that it cannot be imported.
-    if isinstance(error, MemoryError) or (isinstance(error, ImportError) and "map segment" in str(error)):
-        return IncompleteError("out of memory; give the job more and run again")
-    # Neither Python nor Arrow has a class for it.
-    if any(text in str(error) for text in ("can't start new thread", os.strerror(errno.EAGAIN))):
-        return IncompleteError(_PASSING[errno.EAGAIN])
+    if passed := passing(error):
+        return passed
     if not isinstance(error, OSError):
         return None
-    # pyarrow's has no number.
-    number = errno.ENOENT if isinstance(error, FileNotFoundError) else error.errno or 0
+    if isinstance(error, FileNotFoundError):
+        return IncompleteError(f"{error.filename or error}: is not there, or no more; make it first, then run again")
+    number = error.errno or 0
     if number == errno.EACCES and error.filename and (told := files.forbidden(Path(os.fsdecode(error.filename)))):
         return DataError(told)
-    if number in _PASSING:
-        return IncompleteError(f"{error.filename or error}: {_PASSING[number]}")
     if number in _CANNOT_WRITE:
         return WriteError(f"{error.filename or 'output'}: cannot be written: {_CANNOT_WRITE[number]}")
     return None

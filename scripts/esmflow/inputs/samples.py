@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from esmflow.errors import ConfigError
+from esmflow.errors import ConfigError, passing
 from esmflow.inputs.fasta import PRESUMED, Fasta
 from esmflow.inputs.kinds import KINDS, genetic_code
 
@@ -82,7 +82,9 @@ def _rows(sheet: Path) -> Iterator[tuple[str, dict[str, str]]]:
             reader = csv.reader(file, delimiter=delimiter_of(header), skipinitialspace=True)
             lines = [(reader.line_num, [value.strip(" \t") for value in values]) for values in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{sheet}: sample sheet cannot be read ({error}); correct 'samples' in the config") from error
+        raise passing(error, sheet) or ConfigError(
+            f"{sheet}: sample sheet cannot be read ({error}); correct 'samples' in the config"
+        ) from error
     lines = [(line, values) for line, values in lines if any(values)]
     columns = [name.lower() for name in lines[0][1]] if lines else []
     for line, values in lines[1:]:

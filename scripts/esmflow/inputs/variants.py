@@ -13,7 +13,7 @@ import pyarrow.csv
 
 from esmflow import database, files
 from esmflow.alphabet import AMINO_ACIDS
-from esmflow.errors import ConfigError
+from esmflow.errors import ConfigError, passing
 from esmflow.inputs.catalog import TableWriter
 from esmflow.inputs.samples import delimiter_of
 from esmflow.refusal import refusal, with_refusal
@@ -62,7 +62,9 @@ def read_variants(sheet: Path, samples: Collection[str]) -> pa.Table:
         )
     except (OSError, UnicodeDecodeError, pa.ArrowInvalid) as error:
         reason = str(error).partition("\n")[0]
-        raise ConfigError(f"{sheet}: variants cannot be read ({reason}); correct 'variants' in the config") from error
+        raise passing(error, sheet) or ConfigError(
+            f"{sheet}: variants cannot be read ({reason}); correct 'variants' in the config"
+        ) from error
     table = pa.table({name: pc.utf8_trim_whitespace(table[name]) for name in _COLUMNS})
     unknown = table.filter(pc.invert(pc.is_in(table["sample"], pa.array(list(samples), pa.string()))))
     if len(unknown):

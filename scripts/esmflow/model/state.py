@@ -15,7 +15,7 @@ import torch
 from numpy._core import multiarray
 from safetensors.torch import load_file
 
-from esmflow.errors import DataError
+from esmflow.errors import DataError, passing
 
 _Value = TypeVar("_Value", bool, int, float, str)
 
@@ -170,7 +170,7 @@ def read_object(path: Path) -> dict[str, object]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError, OSError) as error:
-        raise DataError(f"{path}: is damaged or cannot be read; download it again") from error
+        raise passing(error, path) or DataError(f"{path}: is damaged or cannot be read; download it again") from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: is damaged: it holds no JSON object; download it again")
     return value
@@ -181,7 +181,9 @@ def _content(path: Path) -> object:
         with path.open("rb") as file:
             magic = file.read(64)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); correct 'weights' in the config") from error
+        raise passing(error, path) or DataError(
+            f"{path}: cannot be read ({error.strerror}); correct 'weights' in the config"
+        ) from error
     for beginning, advice in _NO_WEIGHTS:
         if re.match(beginning, magic):
             raise DataError(f"{path}: {advice}")
@@ -192,6 +194,8 @@ def _content(path: Path) -> object:
         with path.open("rb") as file, torch.serialization.safe_globals(_SAFE):
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # Of a damaged file, torch and safetensors raise nearly everything.
+        if passed := passing(error, path):
+            raise passed from error
         reason = " ".join(str(error).split())
         if code := re.search(r"GLOBAL (\S+)|got <class '(\S+)'>", reason):
             raise DataError(
