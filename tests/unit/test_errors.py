@@ -6,23 +6,17 @@ from pathlib import Path
 
 import pytest
 from esmflow.errors import IncompleteError
-from esmflow.inputs.compressed import open_content
 from esmflow.inputs.samples import read_samples
 from esmflow.inputs.variants import read_variants
 from esmflow.model import weights
 from esmflow.model.state import read_object
 
 
-def read_fasta(path: Path) -> None:
-    with open_content(path) as stream:
-        stream.read()
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a file whose reading fails with EIO")
 @pytest.mark.parametrize(
     "read",
-    [read_fasta, read_samples, lambda path: read_variants(path, ["a"]), lambda path: weights.read([path]), read_object],
-    ids=["FASTA", "sample sheet", "variants", "weights", "settings"],
+    [read_samples, lambda path: read_variants(path, ["a"]), lambda path: weights.read([path]), read_object],
+    ids=["sample sheet", "variants", "weights", "settings"],
 )
 def test_an_input_on_a_disk_that_fails_is_neither_damaged_nor_wrong(read: Callable[[Path], object]) -> None:
     # Nothing of a process lies at its address 0: EIO.

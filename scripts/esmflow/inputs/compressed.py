@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from esmflow.errors import DataError, passing
+from esmflow.errors import DataError
 
 GZIP, BZIP2, XZ = b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00"
 #: A zstd frame, or one to be skipped, as parallel compressors write first.
@@ -39,7 +39,9 @@ def open_content(path: Path) -> Iterator[IO[bytes]]:
             yield stream
     except OSError as error:
         if error.errno is not None:
-            raise passing(error, path) or DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+            raise DataError(
+                f"{path}: cannot be read ({error.strerror or error}); once it can be, touch it and run again"
+            ) from error
         raise _damaged(path, error) from error
     except (EOFError, lzma.LZMAError, zlib.error) as error:
         raise _damaged(path, error) from error
