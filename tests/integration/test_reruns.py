@@ -57,8 +57,11 @@ def damage(work: Workspace, *ways: Callable[[Path], None]) -> tuple[int, dict[Pa
     return sequences, written_times(path for path in work.store_files() if path not in lost)
 
 
-def test_store_files_lost_and_damaged_are_told_of_and_computed_again_by_planning_again(work: Workspace) -> None:
-    lost, kept = damage(work, delete, flip_bit)
+@pytest.mark.parametrize("way", [delete, flip_bit])
+def test_a_store_file_lost_or_damaged_is_told_of_and_computed_again_by_planning_again(
+    work: Workspace, way: Callable[[Path], None]
+) -> None:
+    lost, kept = damage(work, way)
     (work.root / "results/features/a/one/layer3.mean.parquet").unlink()
     earlier = receipts(work)
     failed = work.run(check=False)
