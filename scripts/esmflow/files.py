@@ -147,9 +147,9 @@ def _short(text: str) -> str:
 
 
 def _runs(pid: int, *, began: int) -> bool:
-    """Whether that process is still there, and no other one under its number."""
+    """Whether that process is still there, and no other one under its number; one that has ended writes no more."""
     try:
-        return abs(_began(pid) - began) <= 1
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE and abs(_began(pid) - began) <= 1
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
