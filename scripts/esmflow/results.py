@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from esmflow.errors import DataError
+from esmflow.errors import DataError, passing
 from esmflow.representation import REPRESENTATIONS, VARIANTS
 
 
@@ -21,10 +21,9 @@ def reading_output(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except MemoryError:
-        raise
     except Exception as error:
-        if isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno is not None):
+        of_system = isinstance(error, FileNotFoundError) or (isinstance(error, OSError) and error.errno is not None)
+        if of_system or passing(error):
             raise
         text = str(error).partition("\n")[0] or type(error).__name__
         raise DataError(f"{path}: cannot be read ({text}); if it is damaged, delete it and run again") from error

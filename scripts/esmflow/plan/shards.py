@@ -106,9 +106,9 @@ class _ShardWriter:
             self._digest.update(key)
         self._places.append(places)
         lengths = _lengths(table)
-        self._residues += int(self._batch.treatment.kept(lengths).sum())
-        self._cost += float(_costs(self._model, self._batch, lengths).sum())
         kept = self._batch.treatment.kept(lengths)
+        self._residues += int(kept.sum())
+        self._cost += float(_costs(self._model, self._batch, lengths).sum())
         self._value_bytes += sum(int(self._model.stored_bytes(output, kept).sum()) for output in self._batch.outputs)
 
     def finish(self, work_list: WorkList, store: Store, results: Results) -> Shard:
