@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -90,24 +89,3 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("this machine does not let us mount a small disk")
     yield disk
     subprocess.run(["umount", disk], check=True)
-
-
-@pytest.fixture
-def snakemake(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the workflow in `tmp_path` with a config file there; more arguments are passed on."""
-
-    def run(*arguments: str, config: str = "config.yaml", check: bool = True) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2"]
-        result = subprocess.run(
-            [*command, "--configfile", config, *arguments],
-            cwd=tmp_path,
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"PYTHONPATH": ""},
-        )
-        if check and result.returncode:
-            pytest.fail(f"snakemake ended with {result.returncode}:\n{result.stdout}\n{result.stderr}")
-        return result
-
-    return run

@@ -20,6 +20,7 @@ import psutil
 import pytest
 import yaml
 from Bio import SeqIO
+from warm import run_snakemake
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": ""}
@@ -87,15 +88,11 @@ class Workspace:
         snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(self.project / "Snakefile"), "--cores", "2"]
         return [*snakemake, "--configfile", config, *arguments]
 
+    def execute(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        return run_snakemake(command, self.root, ENVIRONMENT)
+
     def run(self, *arguments: str, config: str = "config.yaml", check: bool = True) -> subprocess.CompletedProcess[str]:
-        result = subprocess.run(
-            self.command(*arguments, config=config),
-            cwd=self.root,
-            capture_output=True,
-            text=True,
-            check=False,
-            env=ENVIRONMENT,
-        )
+        result = self.execute(self.command(*arguments, config=config))
         if check and result.returncode:
             pytest.fail(f"snakemake ended with {result.returncode}:\n{result.stdout}\n{result.stderr}")
         return result

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from workflow import DEADLINE, ROOT, Workspace, wait_until
+from workflow import DEADLINE, ENVIRONMENT, ROOT, Workspace, wait_until
 
 HERE = Path(__file__).parent
 #: The second node, which only the partitions that say so have: there is what befalls nodes.
@@ -155,6 +155,9 @@ class OnCluster(Workspace):
         options = ["--profile", "profile", "--set-threads", "embed=1", "--slurm-init-seconds-before-status-checks", "3"]
         snakemake[cores : cores + 2] = options
         return self.cluster.command(*snakemake, directory=self.root)
+
+    def execute(self, command: list[str]) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=ENVIRONMENT)
 
     def jobs(self) -> dict[str, list[dict[str, str]]]:
         """By worker job, what the controller knows of its SLURM jobs, in the order of submission."""
