@@ -4,13 +4,14 @@
 
 On the CPU: float32 against the forward pass of fair-esm, for ESM-C of transformers: for random models of each kind and
 the learned ESM-2 8M of the demo on real proteins. 16 bit for the latter, and for many random layers, to float32: with
-the residual stream in float32 (as esmflow has it) and, to show why, in 16 bit; where there is a GPU, there too.
+the residual stream in float32 (as esmflow has it) and, to show why, in 16 bit; where there is a GPU, there too. And the
+learned one by fair-esm's module with the products of its layers in int8, to show why esmflow has no such precision.
 """
 
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,22 @@ class NormOf16(LayerNorm):
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return super().__call__(x.float())
+
+
+class Int8(nn.Module):
+    """A dense layer of 8-bit numbers: a scale for each row of the weights, and for each token."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight, self.bias = rounded_to_int8(linear.weight), linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(rounded_to_int8(x), self.weight, self.bias)
+
+
+def rounded_to_int8(x: torch.Tensor) -> torch.Tensor:
+    scale = x.detach().abs().amax(-1, keepdim=True) / 127
+    return (x.detach() / scale).round() * scale
 
 
 def main() -> None:
@@ -117,7 +134,17 @@ def main() -> None:
             for precision in ("fp16", "bf16"):
                 for stream, kind in (("float32", Esm), ("16 bit", Residual16)):
                     model = kind(weights_of, device, precision=precision)
-                    print_cosines([name, precision, stream, device.type], model, sequences, own)
+                    depth = model.architecture.layers
+                    values = embed(model, sequences, vectors_of(model))
+                    print_cosines([name, precision, stream, device.type], depth, values, own)
+    for layer in learned.layers:
+        for part in [*layer.modules()]:
+            for name, child in part.named_children():
+                if isinstance(child, nn.Linear):
+                    setattr(part, name, Int8(child))
+    rows = [reference.represent_fully(learned, protein, contacts=False) for protein in real]
+    values = {Output(*key): [row[key] for row in rows] for key in rows[0]}
+    print_cosines(["ESM-2 8M, learned", "int8", "float32", "cpu"], learned.num_layers, values, expected)
 
 
 def random_esmc(path: Path, layers: int, sequences: Sequence[str]) -> tuple[Checkpoint, Expected]:
@@ -169,16 +196,15 @@ def error(kind: str, found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(difference) / np.linalg.norm(expected))
 
 
-def print_cosines(about: Sequence[str], model: Esm, sequences: Sequence[str], expected: Expected) -> None:
-    depth = model.architecture.layers
-    outputs = vectors_of(model)
-    values = embed(model, sequences, outputs)
+def print_cosines(
+    about: Sequence[str], depth: int, values: Mapping[Output, Sequence[np.ndarray]], expected: Expected
+) -> None:
     for first, last in ((0, depth - 1), (depth, depth)):
         cells = []
         for kind in VECTORS:
             cosines = [
                 float(nn.functional.cosine_similarity(*map(torch.tensor, (found.astype(float), own[output])), dim=0))
-                for output in outputs
+                for output in values
                 if output.representation == kind and first <= output.layer <= last
                 for found, own in zip(values[output], expected, strict=True)
             ]
