@@ -19,7 +19,7 @@ SEQUENCES = [b"M", b"XBZUO", *random_weights.proteins([40, 150, 300])]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cuda", choices=["cuda", "cpu"], help="cpu: what can be run without a GPU")
-    parser.addoption("--shapes", default="650M,3B", help="the models of those sizes")
+    parser.addoption("--shapes", default="650M,3B,ESMC-600M", help="the models of those sizes")
     parser.addoption("--depth", type=int, default=1000, help="use so many layers of each shape at most")
 
 
@@ -57,7 +57,7 @@ class Known:
 def known(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Known]:
     shape = random_weights.SHAPES[request.param]
     # In float32: the checkpoint and a model of it on the device, two of the latter on the CPU (oneDNN's layout).
-    bytes_per_layer = 4 * 12 * shape.embed_dim**2
+    bytes_per_layer = 4 * shape.layer_numbers
     fit = min(free_memory(device), psutil.virtual_memory().available) * 0.8 / (3 * bytes_per_layer)
     shape = random_weights.shallow(shape, min(request.config.getoption("--depth"), int(fit)))
     print(f"\n{request.param}: {shape.layers} layers of {random_weights.SHAPES[request.param].layers}")

@@ -104,8 +104,9 @@ def test_fused_kernels_give_what_pytorchs_operations_do(known: Known, cuda: torc
 
 
 def test_residues_logits_and_contacts(known: Known, device: torch.device) -> None:
-    last = known.checkpoint.architecture.layers
-    outputs = [Output(last, "per_tok"), Output(last, "logits"), Output(last, "contacts")]
+    shape = known.checkpoint.architecture
+    names = ["per_tok", "logits", *(["contacts"] if shape.contact_head else [])]
+    outputs = [Output(shape.layers, name) for name in names]
     expected = Engine(Esm(known.checkpoint, torch.device("cpu"))).embed(SEQUENCES[1:4], outputs).values
     engine = Engine(Esm(known.checkpoint, device))
     found = engine.embed(SEQUENCES[1:4], outputs).values

@@ -17,6 +17,7 @@ from esmflow.model.likelihoods import Likelihoods
 from esmflow.model.trunk import Esm
 from esmflow.representation import Output
 from esmflow.treatment import MASKED, WHOLE, Treatment
+from workflow import FULL_SIZE
 
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 ABSOLUTE = 1e-4
@@ -109,10 +110,11 @@ def test_a_residue_in_windows_is_read_from_the_text_of_the_window_that_it_lies_d
     assert np.abs(found.values[outputs[1]][0] - marginals(log_p, sequence)).max() <= ABSOLUTE
 
 
-def test_a_masked_copy_gives_what_masking_by_hand_does_alone_and_in_any_pack(tiny: Tiny) -> None:
+def test_a_masked_copy_gives_what_masking_by_hand_does_alone_and_in_any_pack(tiny: Tiny, uniprot: list[str]) -> None:
+    real = random.Random(4).sample([protein for protein in sorted(set(uniprot)) if 30 <= len(protein) <= 250], 30)
     copies = [
         (sequence, position, copy)
-        for sequence in SEQUENCES[:3]
+        for sequence in [*SEQUENCES[:3], *(real if FULL_SIZE else [])]
         for position, copy in enumerate(masked_copies(sequence.encode(), WHOLE, range(len(sequence))))
     ]
     random.Random(0).shuffle(copies)
@@ -120,6 +122,7 @@ def test_a_masked_copy_gives_what_masking_by_hand_does_alone_and_in_any_pack(tin
     masked, entropy = tiny.output("masked"), tiny.output("entropy")
     found = tiny.engine().embed([copy for *_, copy in copies], [masked], MASKED)
     for value, (sequence, position, _) in zip(found.values[masked], copies, strict=True):
+        assert value.shape == (20,)
         assert np.abs(value - tiny.log_p(sequence, position)[position]).max() <= ABSOLUTE
     # A mask in one sequence of a pack changes no other.
     beside = tiny.engine().embed([plain, copies[0][-1]], [entropy], WHOLE).values[entropy][0]
