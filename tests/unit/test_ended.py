@@ -11,7 +11,13 @@ from workflow import ENVIRONMENT, ROOT, error_line
 
 @pytest.mark.parametrize(
     ("end", "code"),
-    [("os.abort()", 75), ("os.kill(os.getpid(), 11)", 75), ("os.kill(os.getpid(), 9)", 75), ("os._exit(65)", 65)],
+    [
+        ("os.abort()", 75),
+        ("os.kill(os.getpid(), 11)", 75),
+        ("os.kill(os.getpid(), 9)", 75),
+        ('os.execlp("sh", "sh", "-c", "./missing")', 75),
+        ("os._exit(65)", 65),
+    ],
 )
 def test_a_rule_tells_of_a_command_that_a_library_has_ended_and_keeps_the_code_of_others(
     tmp_path: Path, end: str, code: int
@@ -22,7 +28,9 @@ def test_a_rule_tells_of_a_command_that_a_library_has_ended_and_keeps_the_code_o
     assert done.returncode == code
     assert done.stdout == ""
     if code == 75:
-        assert "memory is short" in error_line(done)
+        line = error_line(done)
+        assert "memory is short" in line
+        assert ("could not be started" in line) == ("missing" in end)
         assert (tmp_path / "rule.log").read_text() in done.stderr
 
 
