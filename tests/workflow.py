@@ -81,8 +81,16 @@ class Workspace:
     def copy(self, target: Path, *, inputs_only: bool = False) -> "Workspace":
         """A copy with the times of files kept, for Snakemake to find as it was left."""
         outputs = ("results", "store", "logs", ".snakemake") if inputs_only else ()
-        shutil.copytree(self.root, target, ignore=shutil.ignore_patterns(*outputs), dirs_exist_ok=True)
+        ignored = shutil.ignore_patterns(*outputs)
+        shutil.copytree(self.root, target, symlinks=True, ignore=ignored, dirs_exist_ok=True)
         return Workspace(target)
+
+    def copy_inputs(self, target: Path) -> "Workspace":
+        """A copy of the inputs, and of what is told of the models: to read weights takes as long as a small run."""
+        work = self.copy(target, inputs_only=True)
+        for part in ("models", "made_for/models"):
+            shutil.copytree(self.root / "results" / part, target / "results" / part)
+        return work
 
     def command(self, *arguments: str, config: str = "config.yaml") -> list[str]:
         snakemake = [sys.executable, "-m", "snakemake", "--snakefile", str(self.project / "Snakefile"), "--cores", "2"]

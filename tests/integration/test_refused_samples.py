@@ -15,16 +15,17 @@ from workflow import Workspace, error_line, script, worst_error, written_times
 Run = subprocess.CompletedProcess[str]
 Broken = tuple[Workspace, Run]
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
-GOOD = ["first", "middle", "last"]
+GOOD = ["first", "last"]
 #: What is made of a good FASTA file, and what the line says of it.
 BROKEN: dict[str, tuple[Callable[[str], bytes], str]] = {
     "cut": (lambda fasta: gzip.compress(fasta.encode())[:-12], "cut short or damaged"),
     "page": (lambda fasta: b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n", "HTML"),
     "genes": (lambda fasta: b">g1\n" + b"ACGT" * 20 + b"\n>g2\n" + b"TTGACA" * 20 + b"\n", "nucleotides"),
     "invalid": (lambda fasta: f"{fasta}>odd\nMKV1\n".encode(), "1 of 4 records are invalid, the first is"),
+    "unreadable": (str.encode, "unreadable.fa: cannot be read (Input/output error)"),
 }
 #: Their place in the sheet.
-ORDER = ["first", "cut", "page", "middle", "genes", "invalid", "last"]
+ORDER = ["first", "cut", "page", "genes", "invalid", "unreadable", "last"]
 
 
 def proteins(sample: str) -> dict[str, str]:
@@ -38,12 +39,15 @@ def fasta(sample: str) -> str:
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory: pytest.TempPathFactory) -> Broken:
-    """A run of three good samples and four broken ones, one job at a time."""
+    """A run of two good samples and five broken ones, one job at a time."""
     work = Workspace(tmp_path_factory.mktemp("broken"))
     reference.tiny_esm2(work.root / "tiny.pt")
     for sample in ORDER:
         spoil = BROKEN[sample][0] if sample in BROKEN else str.encode
         (work.root / f"{sample}.fa").write_bytes(spoil(fasta(sample)))
+    (work.root / "unreadable.fa").unlink()
+    # A regular file whose first byte is an input/output error, for root as well.
+    (work.root / "unreadable.fa").symlink_to("/proc/self/mem")
     work.write_samples((sample, f"{sample}.fa") for sample in ORDER)
     work.write_config({"tiny": {"weights": "tiny.pt"}}, invalid="fail", exports=["csv"])
     return work, work.run("--cores", "1", check=False)
@@ -121,7 +125,7 @@ def test_once_some_are_mended_only_these_are_made_and_one_that_breaks_again_is_m
     for sample in ("cut", "genes"):
         (copied.root / f"{sample}.fa").write_text(fasta(sample))
     result = copied.run(check=False)
-    assert_told(result, "page", "invalid")
+    assert_told(result, "page", "invalid", "unreadable")
     each = dict.fromkeys(["ingest", "feature_table", "export_csv", "status_file"], 2)
     assert jobs(result) == each | {"plan": 1, "embed": 1, "refused": 1}
     others = {path: times for path, times in before.items() if path.stem not in ("cut", "genes")}
@@ -129,21 +133,19 @@ def test_once_some_are_mended_only_these_are_made_and_one_that_breaks_again_is_m
     [receipt] = [receipt for name, receipt in copied.receipts().items() if name not in map(stem, before)]
     assert receipt["sequences_computed"] == len(proteins("cut") | proteins("genes"))
 
-    for sample in ("page", "invalid"):
-        (copied.root / f"{sample}.fa").write_text(fasta(sample))
-    copied.run()
-    assert_complete(copied, *ORDER)
-
-    (copied.root / "page.fa").write_bytes(BROKEN["page"][0](""))
+    (copied.root / "genes.fa").write_bytes(BROKEN["genes"][0](""))
     receipts = copied.receipts()
     result = copied.run(check=False)
-    assert_told(result, "page")
+    assert_told(result, "page", "genes", "invalid", "unreadable")
     assert jobs(result) == {"ingest": 1, "plan": 1, "refused": 1}
     summary = script("summary", "results", cwd=copied.root).stdout
-    assert "page: 3 records" not in summary
-    (copied.root / "page.fa").write_text(fasta("page"))
+    assert "cut: 3 records" in summary
+    assert "genes: 3 records" not in summary
+    (copied.root / "genes.fa").write_text(fasta("genes"))
+    usable = [*GOOD, "cut", "genes"]
+    copied.write_samples((sample, f"{sample}.fa") for sample in usable)
     copied.run()
-    assert_complete(copied, *ORDER)
+    assert_complete(copied, *usable)
     assert copied.receipts() == receipts
 
 
@@ -166,7 +168,7 @@ def test_summary_report_preflight_and_watch_name_what_is_left_out(broken: Broken
     assert [line.partition(":")[0] for line in summary if " records, " in line] == sorted(GOOD)
     preflight = script("preflight", "--results", "results", "--store", "store", cwd=work.root).stdout
     assert [line.split(": ", 1)[1] for line in preflight.splitlines() if line.startswith("left out: ")] == told
-    assert "4 samples left out" in script("watch", "results", "--once", cwd=work.root).stdout
+    assert f"{len(BROKEN)} samples left out" in script("watch", "results", "--once", cwd=work.root).stdout
     copied = work.copy(tmp_path / "copy")
     copied.run("--", "report")
     page = (copied.root / "results/report/index.html").read_text()
@@ -175,28 +177,12 @@ def test_summary_report_preflight_and_watch_name_what_is_left_out(broken: Broken
         assert BROKEN[sample][1] in line
 
 
-def test_a_run_of_broken_samples_alone_fails_with_their_lines(work: Workspace) -> None:
-    reference.tiny_esm2(work.root / "tiny.pt")
-    for sample in ("page", "cut"):
-        (work.root / f"{sample}.fa").write_bytes(BROKEN[sample][0](fasta(sample)))
+def test_a_run_of_broken_samples_alone_fails_with_their_lines(broken: Broken, tmp_path: Path) -> None:
+    work = broken[0].copy_inputs(tmp_path / "alone")
     work.write_samples((sample, f"{sample}.fa") for sample in ("page", "cut"))
-    work.write_config({"tiny": {"weights": "tiny.pt"}})
     assert_told(work.run(check=False), "page", "cut")
     assert work.table_files() == []
     assert script("summary", "results", cwd=work.root).stdout.count("left out: ") == 2
-
-
-def test_a_file_that_cannot_be_read_fails_its_sample(work: Workspace) -> None:
-    reference.tiny_esm2(work.root / "tiny.pt")
-    (work.root / "first.fa").write_text(fasta("first"))
-    unreadable = work.root / "last.fa"
-    # A regular file whose first byte is an input/output error, for root as well.
-    unreadable.symlink_to("/proc/self/mem")
-    work.write_samples((sample, f"{sample}.fa") for sample in ("first", "last"))
-    work.write_config({"tiny": {"weights": "tiny.pt"}}, exports=["csv"])
-    [line] = errors(work.run(check=False))
-    assert "sample last: last.fa: cannot be read (Input/output error)" in line
-    assert_complete(work, "first")
 
 
 def test_an_ingest_by_hand_fails_at_once(broken: Broken) -> None:

@@ -1,18 +1,18 @@
 """Parts of a run that are asked for by name."""
 
+from pathlib import Path
+
 import pytest
-import reference
-from workflow import Workspace, error_line, plain
+from tiny_run import SAMPLES, assert_right
+from workflow import Workspace, error_line
 
 
 @pytest.fixture
-def fresh(work: Workspace) -> Workspace:
+def fresh(tiny_run: Workspace, tmp_path: Path) -> Workspace:
     """Two samples, of which one is no FASTA."""
-    reference.tiny_esm2(work.root / "tiny.pt")
+    work = tiny_run.copy_inputs(tmp_path / "fresh")
     (work.root / "broken.fasta").write_text("no FASTA\n")
-    proteins = [plain("p", "MKTAYIAKQR"), plain("q", "MSILVTRPSP")]
-    work.write_samples([("a", work.write_fasta("a.fasta", proteins)), ("broken", "broken.fasta")])
-    work.write_config({"tiny": {"weights": "tiny.pt"}})
+    work.write_samples([("a", "a.fasta"), ("broken", "broken.fasta")])
     return work
 
 
@@ -20,19 +20,20 @@ def test_a_part_of_a_run_is_made_by_its_name_and_ends_well_only_if_it_is_whole(f
     result = fresh.run("--keep-going", "--until", "features", check=False)
     assert result.returncode == 1
     assert "sample broken" in next(line for line in result.stderr.splitlines() if "error: " in line)
-    assert fresh.table("a", "tiny", "layer3.mean")["id"].to_list() == ["p", "q"]
+    assert fresh.table("a", "one", "layer3.mean")["id"].to_list() == [entry.id for entry in SAMPLES["a"]]
     assert not (fresh.root / "results/status").exists()
     fresh.write_samples([("a", "a.fasta")])
     assert fresh.run("--", "features", "status").returncode == 0
-    assert fresh.status("a")["status"].to_list() == ["embedded"] * 2
+    assert_right(fresh)
 
 
 @pytest.mark.parametrize("cut", [["--until", "feature_table"], ["--omit-from", "status"], ["--batch", "all=1/2"]])
 def test_an_option_that_would_cut_off_what_only_the_plan_tells_is_refused(fresh: Workspace, cut: list[str]) -> None:
+    before = fresh.files("results")
     result = fresh.run("--dry-run", *cut, check=False)
     assert result.returncode == 78
     line = error_line(result)
     assert cut[0] in line
     assert "features" in line
     assert "status" in line
-    assert not (fresh.root / "results").exists()
+    assert fresh.files("results") == before
