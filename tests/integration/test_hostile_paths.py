@@ -10,12 +10,13 @@ from workflow import Workspace, script, worst_error, written_times
 LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 RESULTS = "-res ult's $(touch pwned) \"*[é~]"
 NAMES = ["{sample}", "{}", "{a,b}", "-x", "~x", "$HOME", "$(touch pwned)", "*", "é漢 'a' \"b\"", ";x", "[a]?"]
+SAMPLES = {"s0": NAMES[:1], "s1": NAMES[1:]}
 EVERYTHING = "-x {run}{} $(touch pwned) *é漢'\"~[a]?;"
 
 
-def proteins(number: int) -> dict[str, str]:
-    draw = random.Random(number)
-    return {f"p{number}_{row}": "".join(draw.choices(LETTERS, k=30)) for row in range(2)}
+def proteins(name: str) -> dict[str, str]:
+    draw = random.Random(name)
+    return {f"{name}_{row}".replace(" ", "_"): "".join(draw.choices(LETTERS, k=30)) for row in range(2)}
 
 
 def write_fasta(path: Path, entries: dict[str, str]) -> None:
@@ -24,17 +25,18 @@ def write_fasta(path: Path, entries: dict[str, str]) -> None:
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Workspace:
-    """A sample for each name, in a directory of such a name; beside them what Snakemake would make of one."""
+    """A file of each name, in a directory of such a name; beside them what Snakemake would make of one."""
     work = Workspace(tmp_path / EVERYTHING)
     inputs = work.root / EVERYTHING
     inputs.mkdir(parents=True)
     reference.tiny_esm2(inputs / "tiny {model}.pt")
     rows = []
-    for number, name in enumerate(NAMES):
-        write_fasta(inputs / f"{name}.fa", proteins(number))
-        write_fasta(inputs / f"s{number}.fa", {"wrong": "MKV"})
-        path = f"{EVERYTHING}/{name}.fa".replace('"', '""')
-        rows.append((f"s{number}", f'"{path}"'))
+    for sample, names in SAMPLES.items():
+        write_fasta(inputs / f"{sample}.fa", {"wrong": "MKV"})
+        for name in names:
+            write_fasta(inputs / f"{name}.fa", proteins(name))
+            path = f"{EVERYTHING}/{name}.fa".replace('"', '""')
+            rows.append((sample, f'"{path}"'))
     work.write_samples(rows, f"{EVERYTHING}/-{{sheet}}.tsv")
     work.write_config(
         {"tiny": {"weights": f"{EVERYTHING}/tiny {{model}}.pt"}},
@@ -45,13 +47,14 @@ def hostile(tmp_path: Path) -> Workspace:
     return work
 
 
-def assert_right(work: Workspace, changed: int | None = None) -> None:
+def assert_right(work: Workspace, changed: str = "") -> None:
     model = reference.tiny_esm2(work.root / EVERYTHING / "tiny {model}.pt")
-    for number in range(len(NAMES)):
-        own = proteins(number if number != changed else -1)
-        table = work.table(f"s{number}", "tiny", "layer3.mean", results=RESULTS)
-        assert table["id"].to_list() == list(own)
-        assert worst_error(table, list(own.values()), lambda s: reference.represent(model, s), 3, "mean") <= 1e-5
+    for sample, names in SAMPLES.items():
+        records = [record for name in names for record in proteins("new" if name == changed else name).items()]
+        table = work.table(sample, "tiny", "layer3.mean", results=RESULTS)
+        assert list(zip(table["id"], table["length"], strict=True)) == [(name, len(own)) for name, own in records]
+        residues = [own for _, own in records]
+        assert worst_error(table, residues, lambda s: reference.represent(model, s), 3, "mean") <= 1e-5
 
 
 def test_paths_are_taken_as_they_are(hostile: Workspace) -> None:
@@ -63,9 +66,9 @@ def test_paths_are_taken_as_they_are(hostile: Workspace) -> None:
     assert "Nothing to be done" in again.stdout + again.stderr
 
     tables = written_times((hostile.root / RESULTS / "features").rglob("*.parquet"))
-    write_fasta(hostile.root / EVERYTHING / "{sample}.fa", proteins(-1))
+    write_fasta(hostile.root / EVERYTHING / "{sample}.fa", proteins("new"))
     hostile.run("--", f"{RESULTS}/status/s0.tsv", f"{RESULTS}/features/s0/tiny/layer3.mean.parquet")
-    assert_right(hostile, changed=0)
+    assert_right(hostile, changed="{sample}")
     others = {path: times for path, times in tables.items() if "s0" not in path.parts}
     assert written_times(others) == others
     checked = script("store", "verify", f"./{EVERYTHING}/{EVERYTHING}", cwd=hostile.root)
