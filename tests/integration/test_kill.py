@@ -25,10 +25,16 @@ from workflow import (
     written_times,
 )
 
-KILLS = 15 if FULL_SIZE else 5
+KILLS = 15 if FULL_SIZE else 4
 AMID_A_COMMIT = (2, 5)
-#: All sequences have to be embedded for these two tables, but few other jobs have to run.
-TARGETS = [f"results/features/a/{MODEL}/layer6.mean.parquet", f"results/features/b/{MODEL}/layer0.std.parquet"]
+SHARDS, FEATURES = "store/embeddings/*/*/*", "results/features/*/*/*"
+#: Which files of a run there are, and how many, when its Snakemake is killed: while it computes, and after.
+EARLY, LATE = [(SHARDS, 3)], [(FEATURES, 2)]
+if FULL_SIZE:
+    EARLY = [("results/catalog/*", 1), ("results/plan/jobs/*", 1), *((SHARDS, number) for number in (1, 3, 5, 7))]
+    LATE = [("results/receipts/*", 1), (FEATURES, 1), *LATE, ("results/status/*", 1)]
+#: What is made of `fresh`.
+TABLES = [f"results/features/a/{MODEL}/layer6.{representation}.parquet" for representation in ("mean", "std")]
 
 
 @contextmanager
@@ -114,20 +120,30 @@ def assert_equal_tables(found: Workspace, expected: Workspace, paths: list[str])
         np.testing.assert_allclose(matrix(ours), matrix(theirs), rtol=1e-6, atol=1e-6)
 
 
+def assert_as_in_baseline(fresh: Workspace, baseline: Baseline) -> None:
+    """All that is made of `fresh` is there, as without any kill."""
+    assert_equal_tables(fresh, baseline.work, TABLES)
+    assert fresh.status("a").equals(baseline.work.status("a"))
+    assert temporary_files(fresh.root / "results") == []
+
+
 def temporary_files(directory: Path) -> list[Path]:
     return [path for path in directory.rglob(".*") if path.name != ".snakemake_timestamp"]
 
 
 @pytest.fixture
 def fresh(baseline: Baseline, tmp_path: Path) -> Workspace:
-    """The shared run's inputs, nothing done yet."""
-    return baseline.work.copy(tmp_path / "fresh", inputs_only=True)
+    """One sample of the shared run and one layer, in shards of a few sequences; nothing done yet."""
+    work = baseline.work.copy_inputs(tmp_path / "fresh")
+    work.write_samples([("a", "a.fasta")])
+    work.change_config(lambda config: config.update(sharding={"target_minutes": 0.0004}))
+    work.change_config(lambda config: config["models"][MODEL].update(layers=[-1]))
+    return work
 
 
 def test_a_worker_killed_at_many_moments_loses_no_committed_shard_and_changes_no_cell(
     baseline: Baseline, fresh: Workspace
 ) -> None:
-    fresh.change_config(lambda config: config.update(sharding={"target_minutes": 0.0004}))
     fresh.run("--", "results/plan")
     first_seen: dict[Path, tuple[int, int]] = {}
     interrupted = 0
@@ -150,14 +166,10 @@ def test_a_worker_killed_at_many_moments_loses_no_committed_shard_and_changes_no
     fresh.run()
     assert written_times(first_seen) == first_seen
     [receipt] = fresh.receipts().values()
-    assert receipt["sequences"] == len(baseline.unique())
+    assert receipt["sequences"] == len({entry.residues for entry in baseline.embedded("a")})
     assert sum(shard["computed"] for shard in receipt["shards"]) > 0
     assert sum(not shard["computed"] for shard in receipt["shards"]) == len(first_seen)
-    every_table = [str(path.relative_to(baseline.work.root)) for path in baseline.work.table_files()]
-    assert_equal_tables(fresh, baseline.work, every_table)
-    for sample in ("a", "b"):
-        assert fresh.status(sample).equals(baseline.work.status(sample))
-    assert temporary_files(fresh.root / "results") == []
+    assert_as_in_baseline(fresh, baseline)
 
 
 def leave_temporary_files(work: Workspace, committed: list[Path]) -> None:
@@ -169,85 +181,58 @@ def leave_temporary_files(work: Workspace, committed: list[Path]) -> None:
     assert any((work.root / "store").rglob(".*.tmp"))
 
 
-def test_a_killed_snakemake_goes_on_after_unlock_and_rerun_incomplete(baseline: Baseline, fresh: Workspace) -> None:
-    with running(fresh, "--", *TARGETS) as snakemake:
-        assert find_worker(snakemake) is not None
-        wait_until(lambda: len(fresh.store_files()) >= 3, snakemake)
-        assert snakemake.poll() is None, (fresh.root / "snakemake.out").read_text()
-        kill_all(snakemake)
-    committed = written_times(fresh.store_files())
-    assert 3 <= len(committed) < len(baseline.work.store_files())
-    assert fresh.receipts() == {}
-
-    locked = fresh.run("--", *TARGETS, check=False)
-    assert locked.returncode != 0
-    assert "unlock" in (locked.stdout + locked.stderr).lower()
-    fresh.run("--unlock")
-    fresh.run("--rerun-incomplete", "--", *TARGETS)
-    assert written_times(committed) == committed
-    assert_equal_tables(fresh, baseline.work, TARGETS)
-    assert temporary_files(fresh.root / "results") == []
+def kill_at(work: Workspace, moment: tuple[str, int], *arguments: str) -> bool:
+    """kill -9 of Snakemake and all that it started when there are so many such files; whether its end came later."""
+    pattern, number = moment
+    with running(work, "--rerun-incomplete", *arguments) as snakemake:
+        wait_until(lambda: sum(not path.name.startswith(".") for path in work.root.glob(pattern)) >= number, snakemake)
+        return snakemake.poll() is None
 
 
-def test_a_snakemake_killed_at_many_moments_ends_with_every_cell_right(baseline: Baseline, fresh: Workspace) -> None:
-    """From its first output to one of its last; each run finds what the one before left."""
-    draw = random.Random(11)
-    shards = sorted(draw.sample(range(1, len(baseline.work.store_files())), 4))
-    moments = [
-        ("results/catalog/*", 1),
-        ("results/plan/jobs/*", 1),
-        *(("store/embeddings/*/*/*", number) for number in shards),
-        ("results/receipts/*", 1),
-        *(("results/features/*/*/*", number) for number in sorted(draw.sample(range(1, 7), 2))),
-        ("results/status/*", 1),
-    ]
-    moments = moments if FULL_SIZE else moments[::3]
-
-    def come(pattern: str, number: int) -> bool:
-        return sum(not path.name.startswith(".") for path in fresh.root.glob(pattern)) >= number
-
-    killed = 0
-    committed: dict[Path, tuple[int, int]] = {}
-    for pattern, number in moments:
-        with running(fresh, "--rerun-incomplete", "--nolock") as snakemake:
-            wait_until(lambda pattern=pattern, number=number: come(pattern, number), snakemake)  # type: ignore[misc]
-            killed += snakemake.poll() is None
-        for path, times in written_times(fresh.store_files()).items():
-            assert committed.setdefault(path, times) == times
-    assert killed >= len(moments) - 1
-    fresh.run("--rerun-incomplete", "--nolock")
-    assert written_times(committed) == committed
-    every_table = [str(path.relative_to(baseline.work.root)) for path in baseline.work.table_files()]
-    assert_equal_tables(fresh, baseline.work, every_table)
-    for sample in ("a", "b"):
-        assert fresh.status(sample).equals(baseline.work.status(sample))
-    assert temporary_files(fresh.root / "results") == []
-
-
-def test_the_orphan_of_a_killed_snakemake_and_its_successor_do_the_same_work_unharmed(
-    baseline: Baseline, fresh: Workspace
-) -> None:
-    with running(fresh, "--", *TARGETS) as snakemake:
+@contextmanager
+def left_alone(work: Workspace) -> Iterator[None]:
+    """The worker of a Snakemake that was killed alone amid the shards is at work, and ends by itself."""
+    there = len(work.store_files())
+    with running(work, "--rerun-incomplete", "--nolock") as snakemake:
         orphan = find_worker(snakemake)
         assert orphan is not None
         try:
-            wait_until(lambda: len(fresh.store_files()) >= 1, snakemake)
+            wait_until(lambda: len(work.store_files()) > there, snakemake)
             snakemake.kill()
             snakemake.wait(DEADLINE)
             assert orphan.is_running()
-            fresh.run("--unlock")
-            fresh.run("--rerun-incomplete", "--", *TARGETS)
+            yield
         finally:
             psutil.wait_procs([orphan], DEADLINE)
     assert not orphan.is_running()
-    assert_equal_tables(fresh, baseline.work, TARGETS)
-    assert temporary_files(fresh.root / "results") == []
+
+
+def test_a_snakemake_killed_at_many_moments_with_its_worker_or_alone_ends_with_every_cell_right(
+    baseline: Baseline, fresh: Workspace
+) -> None:
+    """Each run finds what the one before left, and one of them a worker that does the same work."""
+    committed: dict[Path, tuple[int, int]] = {}
+    for moment in EARLY:
+        assert kill_at(fresh, moment), (fresh.root / "snakemake.out").read_text()
+        for path, times in written_times(fresh.store_files()).items():
+            assert committed.setdefault(path, times) == times
+        locked = fresh.run(check=False)
+        assert locked.returncode != 0
+        assert "unlock" in (locked.stdout + locked.stderr).lower()
+        fresh.run("--unlock")
+    assert len(committed) >= 3
+    assert fresh.receipts() == {}
+    with left_alone(fresh):
+        assert sum(kill_at(fresh, moment, "--nolock") for moment in LATE) >= max(len(LATE) - 1, 1)
+        fresh.run("--rerun-incomplete", "--nolock")
+    assert written_times(committed) == committed
+    assert_as_in_baseline(fresh, baseline)
     assert temporary_files(fresh.root / "store") == []
 
 
 def kill_features(work: Workspace) -> bool:
     """Make the first table anew and kill -9 its command amid the writing; whether that came before its end."""
-    (work.root / TARGETS[0]).unlink(missing_ok=True)
+    (work.root / TABLES[0]).unlink(missing_ok=True)
     with running(work) as snakemake:
         worker = find_worker(snakemake, "features.py")
         assert worker is not None
@@ -263,7 +248,7 @@ def test_a_killed_features_command_leaves_nothing_behind_once_the_table_is_made(
     assert any(kill_features(again) for _ in range(5))
     told = again.root / f"logs/features/a/{MODEL}/layer6.mean.log"
     assert "error: the command was ended from outside (code 137)" in told.read_text()
-    assert not (again.root / TARGETS[0]).exists()
+    assert not (again.root / TABLES[0]).exists()
     again.run()
     assert_equal_tables(again, baseline.work, [str(path.relative_to(again.root)) for path in again.table_files()])
     assert temporary_files(again.root / "results") == []
