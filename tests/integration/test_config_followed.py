@@ -1,12 +1,14 @@
 """Whatever a user changes between two runs, and whatever Snakemake remembers: exactly the missing work is done.
 
-With FULL_SIZE set in the environment every change meets every memory; else each change is tried once, some together.
+With FULL_SIZE set in the environment every change meets every memory; else each change is tried once, together with
+others that concern other samples or other models.
 """
 
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -14,7 +16,9 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_run import LONG, MAX_LENGTH, MODEL, PROTEINS, SAMPLES, TABLE, UNIQUE, assert_right, computed, receipts, tables
+from esmflow.planned_model import Descriptor
+from esmflow.results import Results
+from tiny_run import MAX_LENGTH, MODEL, PROTEINS, SAMPLES, TABLE, UNIQUE, assert_right, computed, receipts, tables
 from workflow import ENVIRONMENT, FULL_SIZE, ROOT, Workspace, plain, written_times
 
 YEARS_AGO, IN_YEARS = 1e9, 4e9
@@ -37,14 +41,14 @@ def of_config(change: Callable[[dict[str, Any]], None]) -> Callable[[Workspace],
     return lambda work: work.change_config(change)
 
 
-def of_model(**values: Any) -> Callable[[Workspace], None]:
-    return of_config(lambda config: config["models"]["one"].update(values))
+def of_model(name: str, values: dict[str, Any]) -> Callable[[Workspace], None]:
+    return of_config(lambda config: config["models"][name].update(values))
 
 
-def add_model(name: str, weights: str) -> Callable[[Workspace], None]:
-    """Add a model that is like the first but for its weights."""
+def add_models(*names: str, weights: str = "one.pt") -> Callable[[Workspace], None]:
+    """Add models that are like the first but for their weights."""
 
-    return of_config(lambda config: config["models"].update({name: MODEL | {"weights": weights}}))
+    return of_config(lambda config: config["models"].update({name: MODEL | {"weights": weights} for name in names}))
 
 
 def speed(config: dict[str, Any]) -> None:
@@ -75,18 +79,18 @@ def edit(time: float | None = None) -> Callable[[Workspace], None]:
 
 
 def touch(work: Workspace) -> None:
-    os.utime(work.root / "a.fasta", (IN_YEARS, IN_YEARS))
+    os.utime(work.root / "b.fasta", (IN_YEARS, IN_YEARS))
 
 
 def rename(work: Workspace) -> None:
-    """Sample a in another order, under other IDs."""
-    work.write_fasta("a.fasta", [plain(f"new_{entry.id}", entry.residues) for entry in reversed(SAMPLES["a"])])
+    """Sample b in another order, under other IDs."""
+    work.write_fasta("b.fasta", [plain(f"new_{entry.id}", entry.residues) for entry in reversed(SAMPLES["b"])])
 
 
 def move(work: Workspace) -> None:
     (work.root / "elsewhere").mkdir()
-    (work.root / "a.fasta").rename(work.root / "elsewhere/z.fasta")
-    work.write_samples([("a", "elsewhere/z.fasta"), ("b", "b.fasta")])
+    (work.root / "b.fasta").rename(work.root / "elsewhere/z.fasta")
+    work.write_samples([("a", "a.fasta"), ("b", "elsewhere/z.fasta")])
 
 
 def swap(work: Workspace) -> None:
@@ -122,36 +126,50 @@ def upgrade(file: str, old: str, new: str) -> Callable[[Workspace], Workspace]:
 
 NUMERICS = upgrade("planned_model.py", "NUMERICS_VERSION = ", "NUMERICS_VERSION = 1")
 CLEANING = upgrade("planned_model.py", "CLEANING_VERSION = ", "CLEANING_VERSION = 1")
+#: What can be changed of a model, the fewest residues of the proteins that this embeds, and the table of each sample
+#: that it makes.
+NONE, TOO_LONG, ALL = 1000, MAX_LENGTH + 1, 0
+OF_A_MODEL: dict[str, tuple[dict[str, Any], int, str]] = {
+    "layer": ({"layers": [1, -1]}, ALL, "layer1.mean"),
+    "representation": ({"representations": ["mean", "max"]}, ALL, "layer3.max"),
+    "weights": ({"weights": "two.pt"}, ALL, TABLE),
+    "length": ({"max_length": MAX_LENGTH - 1}, TOO_LONG, TABLE),
+    "policy-full": ({"long_sequences": "full"}, TOO_LONG, TABLE),
+    "policy-skip": ({"long_sequences": "skip"}, NONE, TABLE),
+    "precision": ({"precision": "bf16"}, ALL, TABLE),
+    "precision-by-its-name": ({"precision": "fp32"}, NONE, TABLE),
+}
+
+
+def embedded(shortest: int, *samples: str) -> int:
+    """How many proteins of samples have so many residues."""
+    proteins = {entry.residues for sample in samples for entry in SAMPLES[sample]}
+    return sum(len(protein) >= shortest for protein in proteins)
+
+
 CHANGES = {
     "nothing": Change(lambda work: None),
     "speed": Change(of_config(speed)),
     "touched": Change(touch),
     "version": Change(upgrade("__init__.py", '__version__ = "', '__version__ = "9.')),
     "store deleted": Change(remove("store")),
-    "layer": Change(of_model(layers=[1, -1]), UNIQUE, ("a/one/layer1.mean", "b/one/layer1.mean")),
-    "representation": Change(
-        of_model(representations=["mean", "max"]), UNIQUE, ("a/one/layer3.max", "b/one/layer3.max")
-    ),
-    "model": Change(add_model("two", "two.pt"), UNIQUE, (f"a/two/{TABLE}", f"b/two/{TABLE}")),
-    "same weights": Change(add_model("again", "one.pt"), 0, (f"a/again/{TABLE}", f"b/again/{TABLE}")),
-    "weights": Change(of_model(weights="two.pt"), UNIQUE, BOTH),
-    "length": Change(of_model(max_length=MAX_LENGTH - 1), LONG, BOTH),
-    "policy full": Change(of_model(long_sequences="full"), LONG, BOTH),
-    "policy skip": Change(of_model(long_sequences="skip"), 0, BOTH),
-    "precision": Change(of_model(precision="bf16"), UNIQUE, BOTH),
-    "precision by its name": Change(of_model(precision="fp32"), 0, BOTH),
+    "model": Change(add_models("two", weights="two.pt"), UNIQUE, (f"a/two/{TABLE}", f"b/two/{TABLE}")),
+    "same weights": Change(add_models("again"), 0, (f"a/again/{TABLE}", f"b/again/{TABLE}")),
     "vectors": Change(of_config(lambda config: config.update(vectors="float16")), UNIQUE, BOTH),
     "sample added": Change(samples("a", "b", "c"), 1, (f"c/one/{TABLE}",)),
     "sample removed": Change(samples("b")),
     "edited": Change(edit(), 1, BOTH[:1]),
     "replaced by an older": Change(edit(YEARS_AGO), 1, BOTH[:1]),
-    "renamed": Change(rename, 0, BOTH[:1]),
-    "moved": Change(move),
+    "renamed": Change(rename, 0, BOTH[1:]),
+    "moved": Change(move, 0, BOTH[1:]),
     "swapped": Change(swap, 0, BOTH),
     "results deleted": Change(remove("results"), 0, BOTH),
     "results and store deleted": Change(remove("results", "store"), UNIQUE, BOTH),
     "numerics": Change(NUMERICS, UNIQUE, BOTH),
     "cleaning": Change(CLEANING, UNIQUE, BOTH),
+} | {
+    name: Change(of_model("one", values), embedded(shortest, "a", "b"), (f"a/one/{table}", f"b/one/{table}"))
+    for name, (values, shortest, table) in OF_A_MODEL.items()
 }
 
 
@@ -224,31 +242,24 @@ class Copied(Nothing):
 
 MEMORIES = {"all": All, "times": Times, "nothing": Nothing, "elsewhere": Elsewhere, "copied": Copied}
 EVERY = [((change,), memory) for change, memory in product(CHANGES, MEMORIES)]
-#: Each change once, and each memory several times.
+#: Each change once, and each memory; what concerns models is changed in another test.
 SOME = [
-    (("nothing",), "all"),
-    (("speed", "touched", "version", "sample removed"), "all"),
-    (("store deleted",), "times"),
-    (("layer", "model", "same weights"), "nothing"),
-    (("weights",), "times"),
-    (("length",), "times"),
-    (("policy full",), "elsewhere"),
-    (("policy skip", "precision by its name", "moved"), "all"),
-    (("precision",), "copied"),
-    (("vectors",), "times"),
-    (("edited", "sample added"), "all"),
-    (("replaced by an older",), "copied"),
-    (("renamed", "representation"), "nothing"),
+    (("nothing", "speed", "touched", "version", "store deleted"), "all"),
+    (("edited", "renamed", "sample added"), "copied"),
+    (("replaced by an older", "moved", "model"), "times"),
     (("swapped",), "elsewhere"),
+    (("vectors",), "nothing"),
     (("results deleted",), "all"),
     (("results and store deleted",), "all"),
     (("numerics",), "all"),
-    (("cleaning",), "times"),
+    (("cleaning",), "all"),
 ]
 
 
 def test_each_change_is_tried() -> None:
-    assert sorted(name for names, _ in SOME for name in names) == sorted(CHANGES)
+    tried = [name for names, _ in SOME for name in names]
+    assert sorted([*tried, *OF_A_MODEL, "same weights", "sample removed"]) == sorted(CHANGES)
+    assert {memory for _, memory in SOME} == set(MEMORIES)
 
 
 @pytest.mark.parametrize(("changes", "memory"), EVERY if FULL_SIZE else SOME, ids=str)
@@ -264,11 +275,10 @@ def test_a_change_computes_exactly_what_is_missing(
     earlier, there, store = receipts(work), tables(work), written_times(work.store_files())
     said = snakemake.run()
     assert computed(work, earlier) == sum(change.computed for change in expected)
-    made = {name for name, times in tables(work).items() if times != there.get(name)}
-    assert made == {name for change in expected for name in change.rewritten}
+    assert rewritten(work, there) == {name for change in expected for name in change.rewritten}
     assert written_times(store) == store
     assert_right(work)
-    if changes == ("nothing",) and memory not in ("elsewhere", "copied"):
+    if "nothing" in changes and memory not in ("elsewhere", "copied"):
         assert "Nothing to be done" in said
     if memory != "all":
         there = tables(work)
@@ -276,16 +286,57 @@ def test_a_change_computes_exactly_what_is_missing(
         assert tables(work) == there
 
 
-def test_a_config_that_comes_back_has_its_tables_again_though_their_inputs_are_older(
+def rewritten(work: Workspace, there: dict[str, tuple[int, int]]) -> set[str]:
+    """The tables that were not there, or not as they are now."""
+    return {name for name, times in tables(work).items() if times != there.get(name)}
+
+
+def describe_like_one(work: Workspace, names: Iterable[str]) -> None:
+    """What fetch_model writes of models with the weights of the first, each in a process that imports PyTorch."""
+    results = Results(work.root / "results")
+    one = results.descriptor("one")
+    for name in names:
+        replace(Descriptor.load(one), name=name).save(results.descriptor(name))
+        shutil.copy(results.made_for(one), results.made_for(results.descriptor(name)))
+
+
+def computed_of_models(work: Workspace) -> Counter[str]:
+    """How many sequences each model embedded, by all receipts."""
+    shards = [shard for receipt in work.receipts().values() for shard in receipt["shards"] if shard["computed"]]
+    return Counter(name for shard in shards for name in [shard["model"]] * shard["sequences"])
+
+
+def test_a_change_of_each_of_several_models_is_followed_and_one_that_comes_back_has_its_table_again(
     tiny_run: Workspace, tmp_path: Path
 ) -> None:
     work = tiny_run.copy(tmp_path / "work")
-    earlier = receipts(work)
-    for length in (MAX_LENGTH - 1, MAX_LENGTH):
-        work.change_config(lambda config, n=length: config["models"]["one"].update(max_length=n))
-        work.run("--rerun-triggers", "mtime")
-        assert_right(work)
-    assert computed(work, earlier) == LONG
+    samples("b")(work)
+    add_models(*OF_A_MODEL)(work)
+    work.change_config(lambda config: config["workers"].update(mix_models=True))
+    describe_like_one(work, [name for name in OF_A_MODEL if name != "weights"])
+    of_one, there = computed_of_models(work), tables(work)
+    work.run("--rerun-triggers", "mtime")
+    assert computed_of_models(work) == of_one
+    assert rewritten(work, there) == {f"b/{name}/{TABLE}" for name in OF_A_MODEL}
+    assert_right(work)
+
+    for name, (values, _, _) in OF_A_MODEL.items():
+        of_model(name, values)(work)
+    shutil.rmtree(work.root / ".snakemake")
+    there, store = tables(work), written_times(work.store_files())
+    work.run("--drop-metadata")
+    expected = Counter({name: embedded(shortest, "b") for name, (_, shortest, _) in OF_A_MODEL.items()})
+    assert computed_of_models(work) == of_one + expected
+    assert rewritten(work, there) == {f"b/{name}/{table}" for name, (_, _, table) in OF_A_MODEL.items()}
+    assert written_times(store) == store
+    assert_right(work)
+
+    of_model("length", MODEL)(work)
+    there = tables(work)
+    work.run("--rerun-triggers", "mtime")
+    assert computed_of_models(work) == of_one + expected
+    assert rewritten(work, there) == {f"b/length/{TABLE}"}
+    assert_right(work)
 
 
 def test_a_dry_run_tells_what_will_be_done_and_writes_nothing(tiny_run: Workspace, tmp_path: Path) -> None:
