@@ -19,8 +19,8 @@ import yaml
 from Bio import SeqIO
 from workflow import ROOT, Workspace, error_line, matrix, script, worst_error, written_times
 
-MODEL, LAYERS, MAX_LENGTH = "tiny", 3, 150
-OUTPUT = f"layer{LAYERS}.mean"
+MODEL, LAYER, MAX_LENGTH = "tiny", 1, 150
+OUTPUT = f"layer{LAYER}.mean"
 STOPS = "TTAATTAATTAA" * 3
 
 
@@ -47,12 +47,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     (work.root / "samples.csv").write_text("\n".join(lines))
     model = {
         "weights": "tiny.pt",
-        "layers": [1, -1],
-        "representations": ["mean", "std", "per_tok"],
+        "layers": [LAYER],
+        "representations": ["mean", "per_tok"],
         "long_sequences": "skip",
         "max_length": MAX_LENGTH,
     }
-    work.write_config({MODEL: model}, samples="samples.csv", chunk=300, contigs=["mean", "max"], exports=["gff", "npy"])
+    work.write_config({MODEL: model}, samples="samples.csv", chunk=300, contigs=["mean", "max"], exports=["gff"])
     work.run()
     return work
 
@@ -61,8 +61,8 @@ def catalog(work: Workspace, sample: str) -> pd.DataFrame:
     return pd.read_parquet(work.root / "results/catalog" / f"{sample}.parquet")
 
 
-def contig_table(work: Workspace, sample: str, output: str = OUTPUT) -> pd.DataFrame:
-    return pd.read_parquet(work.root / "results/contigs" / sample / MODEL / f"{output}.parquet")
+def contig_table(work: Workspace, sample: str) -> pd.DataFrame:
+    return pd.read_parquet(work.root / "results/contigs" / sample / MODEL / f"{OUTPUT}.parquet")
 
 
 @pytest.mark.parametrize("sample", ["mixed", "genes"])
@@ -81,13 +81,12 @@ def test_every_contig_is_accounted_for_in_the_order_of_the_files(run: Workspace,
 
 
 @pytest.mark.parametrize("sample", ["mixed", "genes"])
-@pytest.mark.parametrize("output", ["layer1.mean", OUTPUT, f"layer{LAYERS}.std"])
-def test_contigs_have_the_pooled_vectors_of_their_fragments(run: Workspace, sample: str, output: str) -> None:
+def test_contigs_have_the_pooled_vectors_of_their_fragments(run: Workspace, sample: str) -> None:
     records = catalog(run, sample)
     starts = records["contig"].ne(records["contig"].shift()) | records["flags"].str.contains("another_contig")
     numbers = starts.cumsum()[(run.status(sample)["status"] == "embedded").to_numpy()]
-    groups = pd.DataFrame(matrix(run.table(sample, MODEL, output)), index=numbers).groupby(level=0)
-    table = contig_table(run, sample, output)
+    groups = pd.DataFrame(matrix(run.table(sample, MODEL, OUTPUT)), index=numbers).groupby(level=0)
+    table = contig_table(run, sample)
     expected = starts.cumsum()[starts & records["contig"].notna()]
     assert table["fragments"].to_list() == groups.size().reindex(expected, fill_value=0).to_list()
     for pooling in ("mean", "max"):
@@ -159,46 +158,42 @@ def test_fragments_have_the_vectors_of_their_residues(run: Workspace) -> None:
     assert len(residues) > 20
     table = run.table("mixed", MODEL, OUTPUT)
     assert table["id"].to_list() == records["id"].to_list()
-    assert worst_error(table, residues, lambda text: reference.represent(model, text), LAYERS, "mean") < 1e-5
+    assert worst_error(table, residues, lambda text: reference.represent(model, text), LAYER, "mean") < 1e-5
 
 
 def test_a_sample_of_proteins_has_the_catalog_that_it_always_had_and_no_table_of_contigs(
-    run: Workspace, work: Workspace
+    run: Workspace, tmp_path: Path
 ) -> None:
-    reference.tiny_esm2(work.root / "tiny.pt")
-    (work.root / "proteins.faa").write_bytes((run.root / "proteins.faa").read_bytes())
-    work.write_samples([("plain", "proteins.faa")])
-    work.write_config({MODEL: {"weights": "tiny.pt"}})
-    work.run("--", "results/catalog/plain.parquet")
-    path = "results/catalog/plain.parquet"
-    assert (run.root / path).read_bytes() == (work.root / path).read_bytes()
-    assert len(pq.read_schema(run.root / path)) == 8
+    arguments = ["--sample", "plain", "--catalog", tmp_path / "c.parquet", "--sequences", tmp_path / "s.parquet"]
+    assert script("ingest", *arguments, "--", "proteins.faa", cwd=run.root).returncode == 0
+    path = run.root / "results/catalog/plain.parquet"
+    assert path.read_bytes() == (tmp_path / "c.parquet").read_bytes()
+    assert len(pq.read_schema(path)) == 8
     assert sorted(path.name for path in (run.root / "results/contigs").iterdir()) == ["genes", "mixed"]
-    made = [path.name for path in run.files("results/contigs/genes")]
-    assert made == [f"layer{layer}.{kind}.parquet" for layer in (1, LAYERS) for kind in ("mean", "std")]
+    assert [path.name for path in run.files("results/contigs/genes")] == [f"{OUTPUT}.parquet"]
 
 
 def test_another_chunk_or_pooling_makes_anew_only_what_it_concerns(run: Workspace, work: Workspace) -> None:
     again = run.copy(work.root / "again")
     result = again.run()
     assert "Nothing to be done" in result.stdout + result.stderr
-    kept = written_times([*again.files("results/catalog"), *again.files("results/features"), *again.store_files()])
-    again.change_config(lambda config: config.update(contigs=["max"]))
+    catalogs = [again.root / "results/catalog" / f"{sample}.parquet" for sample in ("genes", "plain")]
+    parts = ("features/genes", "features/plain", "exports/genes")
+    kept = written_times(
+        [*catalogs, *again.store_files(), *(p for part in parts for p in again.files(f"results/{part}"))]
+    )
+    # Only one of the samples has chunks; all that have contigs have them pooled.
+    again.change_config(lambda config: config.update(contigs=["max"], chunk=240))
     again.run()
     assert written_times(kept) == kept
     assert list(contig_table(again, "genes")) == ["contig", "fragments", "max"]
-
-    kept = written_times([*again.files("results/features/genes"), *again.files("results/catalog")[::2]])
-    again.change_config(lambda config: config.update(chunk=240))
-    again.run()
-    assert written_times(kept) == kept
     assert catalog(again, "mixed")["contig"].nunique() == catalog(run, "mixed")["contig"].nunique()
     assert len(catalog(again, "mixed")) != len(catalog(run, "mixed"))
 
 
 def test_a_table_of_contigs_for_a_sample_of_proteins_ends_with_65(run: Workspace) -> None:
     arguments = ["--catalog", "results/catalog/plain.parquet", "--model", MODEL, "--store", "store"]
-    spec = {"layers": [-1], "representations": ["mean"], "long_sequences": "skip", "max_length": MAX_LENGTH}
+    spec = {"layers": [LAYER], "representations": ["mean"], "long_sequences": "skip", "max_length": MAX_LENGTH}
     arguments += ["--spec", json.dumps(spec | {"window_overlap": 0, "precision": "auto"})]
     arguments += ["--descriptor", f"results/models/{MODEL}.json", "--pooling", "mean", "--table", "x.parquet"]
     result = script("contigs", *arguments, cwd=run.root)
@@ -206,10 +201,12 @@ def test_a_table_of_contigs_for_a_sample_of_proteins_ends_with_65(run: Workspace
     assert "plain.parquet" in error_line(result)
 
 
-def test_the_demo_of_contigs_runs_as_it_is_but_for_where_its_weights_come_from(work: Workspace, esm2_8m: Path) -> None:
+def test_the_demo_of_contigs_runs_as_it_is_but_for_its_weights(work: Workspace) -> None:
     shutil.copytree(ROOT / "config" / "demo", work.root / "config" / "demo")
     config = yaml.safe_load((ROOT / "config" / "contigs.yaml").read_text())
-    config["models"]["esm2_8M"]["weights"] = str(esm2_8m)
+    reference.tiny_esm2(work.root / "tiny.pt", layers=6)
+    del config["models"]["esm2_8M"]["sha256"]
+    config["models"]["esm2_8M"]["weights"] = "tiny.pt"
     (work.root / "config.yaml").write_text(yaml.safe_dump(config))
     work.run()
     genome = genomes.fasta(genomes.contigs(genomes.demo_proteins()[:60], gc=0.52, seed=16, pieces=5))
