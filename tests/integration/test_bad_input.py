@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import reference
 import torch
+from likelihood_runs import Run
 from workflow import (
     ENVIRONMENT,
     LAYERS,
@@ -115,11 +116,10 @@ def plan_arguments(baseline: Baseline, target: Path, models: dict[str, Any]) -> 
     return ["--models", json.dumps(models), *places, *sizes]
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.5])
-def test_weights_cut_short_are_named(work: Workspace, kept: float) -> None:
+def test_weights_cut_short_are_named(work: Workspace) -> None:
     weights = work.root / "tiny.pt"
     reference.tiny_esm2(weights)
-    weights.write_bytes(weights.read_bytes()[: int(kept * weights.stat().st_size)])
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     arguments = ["--model", "tiny", "--weights", "tiny.pt", "--directory", "weights", "--descriptor", "tiny.json"]
     result = script("fetch_model", *arguments, cwd=work.root)
     assert result.returncode == 65
@@ -169,17 +169,20 @@ def features_arguments(target: Path) -> list[str | Path]:
 
 @pytest.mark.parametrize("other", [{"embed_dim": 64}, {"seed": 1}], ids=["another size", "the same size"])
 def test_weights_swapped_between_fetch_and_embed_are_named(
-    small: Workspace, tmp_path_factory: pytest.TempPathFactory, other: dict[str, int]
+    work: Workspace, tmp_path_factory: pytest.TempPathFactory, other: dict[str, int]
 ) -> None:
-    small.run("--until", "plan")
-    reference.tiny_esm2(small.root / "tiny.pt", **other)
-    [job] = (small.root / "results/plan/jobs").iterdir()
-    before = small.files()
-    arguments = ["--job", job, "--store", "store", "--receipt", "r.json"]
-    result = script("embed", *arguments, "--heartbeats", tmp_path_factory.mktemp("beats"), cwd=small.root)
+    weights = work.root / "tiny.pt"
+    reference.tiny_esm2(weights)
+    run = Run(work.root, {"tiny": weights}, ("mean",))
+    run.ingest([("p", "MKV")])
+    [job] = run.plan()
+    reference.tiny_esm2(weights, **other)
+    before = work.files()
+    arguments = ["--job", run.results.job(job.name), "--store", run.store.root, "--receipt", "r.json"]
+    result = script("embed", *arguments, "--heartbeats", tmp_path_factory.mktemp("beats"), cwd=work.root)
     assert result.returncode == 65
     assert "tiny.pt" in error_line(result)
-    assert small.files() == before
+    assert work.files() == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has CUDA")
@@ -268,25 +271,50 @@ def test_a_full_disk_during_ingest_leaves_nothing_and_is_told(tmp_path: Path, di
     assert len(pq.read_table(full.root / "catalog/big.parquet")) == 2000
 
 
-def test_a_full_disk_during_embed_keeps_what_was_committed(
-    baseline: Baseline, tmp_path: Path, disk: Callable[[int], Disk]
+def test_a_full_disk_and_then_ctrl_c_during_embed_keep_what_was_committed(
+    baseline: Baseline, disk: Callable[[int], Disk]
 ) -> None:
     full = disk(160)
-    arguments = embed_arguments(baseline, full.root)
+    target = Workspace(full.root)
+    arguments = [str(argument) for argument in embed_arguments(baseline, full.root)]
     result = script("embed", *arguments, cwd=baseline.work.root, **full.options())
     assert result.returncode == 73, result.stderr
     assert str(full.root) in error_line(result)
-    committed = Workspace(full.root).store_files()
+    committed = target.store_files()
     assert full.left() == committed
     assert committed or not full.mounted
     for path in committed:
         assert len(pq.read_table(path)) > 0
     times = written_times(committed)
     full.enlarge()
-    assert script("embed", *arguments, cwd=baseline.work.root, **full.options()).returncode == 0
+
+    result = interrupted(baseline, target, arguments)
+    assert result.returncode == 75, result.stderr
+    assert "run the same command again" in error_line(result)
+    assert full.left() == target.store_files()
+    assert len(committed) < len(target.store_files()) < len(baseline.work.store_files())
     assert written_times(committed) == times
-    assert len(Workspace(full.root).store_files()) == len(baseline.work.store_files())
-    assert list((tmp_path / "disk" / "receipts").iterdir())
+    times = written_times(target.store_files())
+
+    assert script("embed", *arguments, cwd=baseline.work.root).returncode == 0
+    assert written_times(times) == times
+    assert len(target.store_files()) == len(baseline.work.store_files())
+    assert list((full.root / "receipts").iterdir())
+
+
+def interrupted(baseline: Baseline, target: Workspace, arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run embed until it has committed something to the target, where it gets the signal of Ctrl-C."""
+    before = len(target.store_files())
+    command = [sys.executable, str(ROOT / "scripts" / "embed.py"), *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=baseline.work.root, env=ENVIRONMENT, **pipes)
+    try:
+        wait_until(lambda: len(target.store_files()) > before, process)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return subprocess.CompletedProcess(command, process.returncode, "", errors)
 
 
 @pytest.mark.parametrize("room", [32, 128], ids=["for_part_of_the_vectors", "for_part_of_the_table"])
@@ -358,30 +386,6 @@ def test_a_table_that_cannot_be_written_stops_only_what_needs_it(again: Workspac
     assert again.table("b", MODEL, "layer0.mean").equals(before)
     told = (again.root / "logs/features/a" / MODEL / "layer0.mean.log").read_text()
     assert re.search(rf"error: {blocked}: cannot be written: permission denied", told.splitlines()[-1])
-
-
-def test_ctrl_c_ends_embed_with_75_and_the_same_command_goes_on(baseline: Baseline, tmp_path: Path) -> None:
-    arguments = [str(argument) for argument in embed_arguments(baseline, tmp_path)]
-    target = Workspace(tmp_path)
-    command = [sys.executable, str(ROOT / "scripts" / "embed.py"), *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(command, cwd=baseline.work.root, env=ENVIRONMENT, **pipes)
-    try:
-        wait_until(lambda: bool(target.store_files()), process)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    result = subprocess.CompletedProcess(command, process.returncode, "", errors)
-    assert result.returncode == 75, errors
-    assert "run the same command again" in error_line(result)
-    committed = target.store_files()
-    assert target.files() == committed
-    assert 0 < len(committed) < len(baseline.work.store_files())
-    times = written_times(committed)
-    assert script("embed", *arguments, cwd=baseline.work.root).returncode == 0
-    assert written_times(committed) == times
-    assert len(target.store_files()) == len(baseline.work.store_files())
 
 
 def test_ctrl_c_amid_the_imports_is_told_in_one_line() -> None:

@@ -1,6 +1,9 @@
 """A run of ESM-C, from FASTA files to tables, residues and the report, against transformers' own module."""
 
-from dataclasses import dataclass
+import json
+import shutil
+from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import h5py
@@ -10,7 +13,7 @@ import pytest
 import reference
 import reference_esmc as esmc
 import torch
-from workflow import Vectors, Workspace, matrix, plain, relative_error
+from workflow import Vectors, Workspace, error_line, matrix, plain, relative_error, script
 
 MAX_LENGTH, OVERLAP, LAYERS = 90, 20, 3
 RAGGED = ["per_tok", "logits"]
@@ -24,10 +27,15 @@ class Run:
     work: Workspace
     sequences: dict[str, str]
     model: torch.nn.Module
+    computed: dict[tuple[str, str], Vectors] = field(default_factory=dict)
 
     def expected(self, name: str, treatment: str) -> Vectors:
         """transformers' values of a sequence, which is cut or read in windows if it is too long."""
-        sequence = self.sequences[name]
+        if (name, treatment) not in self.computed:
+            self.computed[name, treatment] = self._compute(self.sequences[name], treatment)
+        return self.computed[name, treatment]
+
+    def _compute(self, sequence: str, treatment: str) -> Vectors:
         if treatment == "windows" and len(sequence) > MAX_LENGTH:
             return reference.represent_windows(
                 self.model, sequence, MAX_LENGTH, OVERLAP, layers_of=esmc.all_layers
@@ -48,50 +56,53 @@ def run(uniprot: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
     (work.root / "weights").mkdir()
     esmc.write(work.root / "weights", model, "transformers")
     (work.root / "weights" / "README.md").write_text(f"---\nlicense: {LICENCE}\n---\n")
-    chosen = [s for s in uniprot if len(s) <= MAX_LENGTH][:12] + [s for s in uniprot if 150 <= len(s) <= 300][:4]
+    chosen = [s for s in uniprot if len(s) <= MAX_LENGTH][:6] + [s for s in uniprot if 150 <= len(s) <= 300][:3]
     sequences = {f"p{number}": sequence for number, sequence in enumerate([*chosen, "M", "MXBZUOW"])}
     entries = [plain(name, sequence) for name, sequence in sequences.items()]
     work.write_samples([("a", work.write_fasta("a.fasta", entries))])
-    settings = {"weights": "weights", "layers": [0, 2, -1], "max_length": MAX_LENGTH}
+    pooled = ["mean", "max", "std", "bos"]
+    windows = {"long_sequences": "window", "max_length": MAX_LENGTH, "window_overlap": OVERLAP}
+    cut = {"long_sequences": "truncate", "max_length": MAX_LENGTH}
     work.write_config(
         {
-            "windows": settings
-            | {
-                "representations": ["mean", "max", "std", "bos", *RAGGED],
-                "long_sequences": "window",
-                "window_overlap": OVERLAP,
-            },
-            "cut": settings | {"representations": ["mean", *RAGGED], "long_sequences": "truncate"},
+            "windows": windows | {"weights": "weights", "layers": [-1], "representations": [*pooled, *RAGGED]},
+            "cut": cut | {"weights": "weights", "layers": [0, 2], "representations": ["mean", *RAGGED]},
+            "cut_2024": cut | {"weights": esmc.write(work.root, model, "2024").name, "layers": [0, 2]},
         }
     )
-    work.run()
+    work.run("--", "all", "report")
     return Run(work, sequences, model)
 
 
-@pytest.mark.parametrize(("treatment", "names"), [("windows", ["mean", "max", "std", "bos"]), ("cut", ["mean"])])
-def test_tables_hold_what_transformers_computes(run: Run, treatment: str, names: list[str]) -> None:
-    for layer in (0, 2, LAYERS):
-        for name in names:
-            table = run.work.table("a", treatment, f"layer{layer}.{name}")
-            assert list(table["id"]) == list(run.sequences)
-            for protein, vector in zip(table["id"], matrix(table), strict=True):
-                expected = run.expected(protein, treatment)
-                if np.linalg.norm(expected[layer, name]) > 0:
-                    assert relative_error(vector, expected[layer, name]) <= 1e-5, (layer, name, protein)
-                else:
-                    assert np.abs(vector).max() <= 1e-5
+@pytest.mark.parametrize(
+    ("treatment", "layers", "names"), [("windows", (LAYERS,), ["mean", "max", "std", "bos"]), ("cut", (0, 2), ["mean"])]
+)
+def test_tables_hold_what_transformers_computes(
+    run: Run, treatment: str, layers: tuple[int, ...], names: list[str]
+) -> None:
+    for layer, name in product(layers, names):
+        table = run.work.table("a", treatment, f"layer{layer}.{name}")
+        assert list(table["id"]) == list(run.sequences)
+        for protein, vector in zip(table["id"], matrix(table), strict=True):
+            expected = run.expected(protein, treatment)
+            if np.linalg.norm(expected[layer, name]) > 0:
+                assert relative_error(vector, expected[layer, name]) <= 1e-5, (layer, name, protein)
+            else:
+                assert np.abs(vector).max() <= 1e-5
 
 
-@pytest.mark.parametrize("treatment", ["windows", "cut"])
-@pytest.mark.parametrize("name", RAGGED)
-def test_residue_files_hold_what_transformers_computes(run: Run, treatment: str, name: str) -> None:
-    with h5py.File(run.work.root / "results/residues/a" / treatment / f"layer{LAYERS}.{name}.h5") as file:
+@pytest.mark.parametrize(
+    ("treatment", "layer", "name"),
+    [("windows", LAYERS, "per_tok"), ("cut", 2, "per_tok"), ("windows", LAYERS, "logits"), ("cut", LAYERS, "logits")],
+)
+def test_residue_files_hold_what_transformers_computes(run: Run, treatment: str, layer: int, name: str) -> None:
+    with h5py.File(run.work.root / "results/residues/a" / treatment / f"layer{layer}.{name}.h5") as file:
         values, offsets, places = file["embeddings"][:], file["offsets"][:], file["sequence"][:]
         ids = [text.decode() for text in file["id"][:]]
     assert values.shape[1] == (64 if name == "logits" else 128)
     for protein, place in zip(ids, places, strict=True):
         expected = run.expected(protein, treatment)
-        residues = expected.get((LAYERS, name), expected.get((-1, "per_tok")))
+        residues = expected.get((layer, name), expected.get((-1, "per_tok")))
         if name == "logits":
             assert np.abs(values[offsets[place] : offsets[place + 1]] - residues).max() <= 1e-4
         else:
@@ -99,33 +110,31 @@ def test_residue_files_hold_what_transformers_computes(run: Run, treatment: str,
 
 
 def test_the_licence_and_the_model_are_told_by_tables_and_the_report(run: Run) -> None:
-    metadata = pq.read_schema(run.work.root / "results/features/a/cut/layer3.mean.parquet").metadata
+    metadata = pq.read_schema(run.work.root / "results/features/a/cut/layer2.mean.parquet").metadata
     assert metadata[b"esmflow.weights_licence"] == LICENCE.encode()
-    run.work.run("--", "report")
     page = (run.work.root / "results/report/index.html").read_text()
     assert ">ESM-C</td>" in page
     assert f"<td>{LICENCE}</td>" in page
     assert "map0-pca" in page
 
 
-def test_the_same_model_in_the_layout_of_2024_gives_the_same_tables(run: Run, tmp_path: Path) -> None:
-    work = run.work.copy(tmp_path / "again", inputs_only=True)
-    written = esmc.write(work.root, run.model, "2024")
-    work.change_config(lambda config: config["models"].pop("windows"))
-    work.change_config(lambda config: config["models"]["cut"].update(weights=written.name))
-    work.run()
-    for layer in (0, 2, LAYERS):
-        table, other = (each.table("a", "cut", f"layer{layer}.mean") for each in (work, run.work))
+def test_the_same_model_in_the_layout_of_2024_gives_the_same_tables(run: Run) -> None:
+    for layer in (0, 2):
+        table, other = (run.work.table("a", name, f"layer{layer}.mean") for name in ("cut_2024", "cut"))
         assert list(table["id"]) == list(other["id"])
         assert relative_error(matrix(table), matrix(other)) <= 1e-6
+    hashes = {json.loads(path.read_text())["sha256"] for path in (run.work.root / "results/models").glob("*.json")}
+    assert len(hashes) == 2
 
 
-def test_contacts_are_refused_before_anything_is_computed(run: Run, tmp_path: Path) -> None:
-    work = run.work.copy(tmp_path / "again", inputs_only=True)
-    work.change_config(lambda config: config["models"].pop("windows"))
-    work.change_config(lambda config: config["models"]["cut"].update(representations=["mean", "contacts"]))
-    result = work.run(check=False)
-    assert result.returncode
-    assert "contacts" in result.stderr + result.stdout
-    assert "Traceback (most" not in result.stderr
-    assert not work.store_files()
+def test_contacts_are_refused_by_the_plan(run: Run, tmp_path: Path) -> None:
+    for part in ("sequences", "models"):
+        shutil.copytree(run.work.root / "results" / part, tmp_path / part)
+    spec = {"layers": [-1], "representations": ["mean", "contacts"], "long_sequences": "truncate"}
+    spec |= {"max_length": MAX_LENGTH, "window_overlap": 0, "precision": "auto"}
+    places = ["--samples", "samples.tsv", "--store", "store", "--results", tmp_path]
+    sizes = ["--target-minutes", "1", "--max-jobs", "1", "--gpus-per-job", "0"]
+    result = script("plan", "--models", json.dumps({"cut": spec}), *places, *sizes, cwd=run.work.root)
+    assert result.returncode == 78
+    assert "contacts" in error_line(result)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "sequences"]
