@@ -4,11 +4,11 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -16,8 +16,10 @@ from checkpoints import assert_vectors, by_fair_esm, fair_esm_of, old_names, tra
 from esmflow.errors import ConfigError
 from esmflow.planned_model import Descriptor
 from esmflow.weights_source import HubRepository
+from huggingface_hub import constants
+from in_process import call
 from listening import listening
-from workflow import ROOT
+from workflow import script
 
 REPOSITORY = "lab/esm2-tiny"
 CARD = b"---\nlicense: cc-by-4.0\n---\nA model."
@@ -129,16 +131,34 @@ Fetch = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def fetch(hub: Hub, tmp_path: Path) -> Fetch:
-    """Run the command that fetches weights, with a cache of its own."""
+def arguments(tmp_path: Path) -> list[str]:
+    """Of the command that fetches weights, but for where they come from."""
+    return ["--model", "m", "--directory", str(tmp_path / "weights"), "--descriptor", str(tmp_path / "m.json")]
 
-    def run(weights: str = f"hf:{REPOSITORY}", **environment: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, str(ROOT / "scripts" / "fetch_model.py"), "--model", "m", "--weights", weights]
-        command += ["--directory", str(tmp_path / "weights"), "--descriptor", str(tmp_path / "m.json")]
-        own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub"), "NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0"}
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=120, env=os.environ | own | environment
-        )
+
+@pytest.fixture
+def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
+    """The variables by which a user tells huggingface_hub where it is and has its cache."""
+    return {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hub"), "NO_PROXY": "127.0.0.1", "HF_HUB_OFFLINE": "0"}
+
+
+@pytest.fixture
+def fetch(hub: Hub, tmp_path: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> Fetch:
+    """Run the command that fetches weights, with a cache of its own.
+
+    huggingface_hub has read its variables of the environment by now, and so is told here what they would have said.
+    """
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    def run(
+        weights: str = f"hf:{REPOSITORY}", *, endpoint: str = hub.url, cache: str = "hub", offline: bool = False
+    ) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{endpoint}{template}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / cache / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        return call("fetch_model", *arguments, "--weights", weights, cwd=tmp_path)
 
     return run
 
@@ -176,7 +196,7 @@ def test_a_repository_with_one_file_of_another_name_gives_that(tmp_path: Path, h
     assert fetch().returncode == 0
     assert Path(Descriptor.load(tmp_path / "m.json").files[0]).name == "tiny.safetensors"
     hub.files["data/weights/other.pth"] = weights
-    assert "tiny.safetensors" in refusal(fetch(HF_HOME=str(tmp_path / "other")), ConfigError.exit_code)
+    assert "tiny.safetensors" in refusal(fetch(cache="other"), ConfigError.exit_code)
 
 
 def test_a_download_that_was_cut_goes_on(tmp_path: Path, hub: Hub, fetch: Fetch) -> None:
@@ -213,26 +233,40 @@ def test_an_unknown_repository_or_revision_is_bad_configuration(fetch: Fetch, we
 
 
 @pytest.mark.parametrize(
-    "environment", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:1"}], ids=["offline", "no network"]
+    "options", [{"offline": True}, {"endpoint": "http://127.0.0.1:1"}], ids=["offline", "no network"]
 )
 def test_without_a_network_the_cache_is_used_or_one_line_tells_what_to_bring(
-    tmp_path: Path, fetch: Fetch, saved: Path, environment: dict[str, str]
+    tmp_path: Path, fetch: Fetch, saved: Path, options: dict[str, Any]
 ) -> None:
-    text = refusal(fetch(**environment), 65)
+    text = refusal(fetch(**options), 65)
     place = tmp_path / "weights" / REPOSITORY.replace("/", "--")
     for part in (REPOSITORY, "config.json", "model.safetensors", str(place)):
         assert part in text
     assert fetch().returncode == 0
     online = Descriptor.load(tmp_path / "m.json")
-    result = fetch(**environment)
+    result = fetch(**options)
     assert result.returncode == 0, result.stderr
     assert Descriptor.load(tmp_path / "m.json") == online
 
     place.parent.mkdir(exist_ok=True)
     place.symlink_to(saved)
-    assert fetch(**environment | {"HF_HOME": str(tmp_path / "empty")}).returncode == 0
+    assert fetch(**options, cache="empty").returncode == 0
     by_hand = Descriptor.load(tmp_path / "m.json")
     assert (by_hand.sha256, by_hand.revision) == (online.sha256, "")
+
+
+def test_the_variables_of_the_hub_are_obeyed(
+    tmp_path: Path, hub: Hub, arguments: list[str], environment: dict[str, str]
+) -> None:
+    """By the command in a process of its own, with an endpoint and a cache, and then with that cache and offline."""
+    command = [*arguments, "--weights", f"hf:{REPOSITORY}"]
+    for more in ({}, {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HUB_OFFLINE": "1"}):
+        hub.asked.clear()
+        result = script("fetch_model", *command, cwd=tmp_path, env=os.environ | environment | more)
+        assert result.returncode == 0, result.stderr
+        assert Descriptor.load(tmp_path / "m.json").revision == COMMIT
+        assert Path(Descriptor.load(tmp_path / "m.json").files[0]).is_relative_to(tmp_path / "hub")
+        assert bool(hub.asked) is not bool(more)
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from esmflow.results import Results
 from esmflow.store import keeping
 from esmflow.store.store import Store, commit
 from esmflow.treatment import WHOLE
+from in_process import call
 from workflow import error_line, script
 
 MEAN, RESIDUES = Output(6, "mean"), Output(6, "per_tok")
@@ -67,7 +68,7 @@ def put(
 
 
 def run(root: Path, name: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return script("store", name, root / "store", *arguments, cwd=root)
+    return call("store", name, root / "store", *arguments, cwd=root)
 
 
 def rows(result: subprocess.CompletedProcess[str]) -> list[dict[str, str]]:
@@ -88,7 +89,7 @@ def store(tmp_path: Path) -> Path:
 
 
 def test_ls_tells_of_each_file(tmp_path: Path, store: Path) -> None:
-    found = {Path(row["file"]).stem: row for row in rows(run(tmp_path, "ls"))}
+    found = {Path(row["file"]).stem: row for row in rows(script("store", "ls", store, cwd=tmp_path))}
     assert {name: row["sequences"] for name, row in found.items()} == {"old": "3", "older": "2", "new": "3"}
     assert {name: row["model"] for name, row in found.items()} == {"old": "m", "older": "n", "new": "m"}
     assert all(int(row["bytes"]) == Path(row["file"]).stat().st_size for row in found.values())
@@ -204,7 +205,7 @@ def test_prune_of_a_model_leaves_the_others(tmp_path: Path, store: Path) -> None
 
 
 def test_prune_without_a_limit_is_refused(tmp_path: Path, store: Path) -> None:
-    result = run(tmp_path, "prune", "--apply")
+    result = script("store", "prune", store, "--apply", cwd=tmp_path)
     assert result.returncode == 78
     assert "--keep-bytes" in error_line(result)
     assert len(keeping.paths(store)) == 3
