@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from esmflow.worker.parts import Part, Parts
 from esmflow.worker.pool import ProcessDiedError, WorkerPool
 from esmflow.worker.serving import Report, Start
 from esmflow.worker.worker import Stop, Worker
+from forked_pool import forked_from
 from pool_jobs import dies_at_start, no_device
 from worker_jobs import make_shards
 
@@ -35,6 +37,12 @@ MODELS = {
     )
     for name in ("ab", "cd")
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _warm() -> Iterator[None]:
+    with forked_from("test_deaths"):
+        yield
 
 
 def keys(shard: Shard) -> list[bytes]:
