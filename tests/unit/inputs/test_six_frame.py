@@ -22,8 +22,13 @@ def translated(contig: str, row: dict[str, object], code: int = 1) -> str:
     nucleotides = Seq(contig[int(str(row["start"])) - 1 : int(str(row["end"]))].upper())
     if row["strand"] == "-":
         nucleotides = nucleotides.reverse_complement()
+    return without_ambiguous(str(nucleotides), code)
+
+
+def without_ambiguous(nucleotides: str, code: int = 1) -> str:
+    """What Biopython makes of the unambiguous codons of a reading frame."""
     codons = [nucleotides[place : place + 3] for place in range(0, len(nucleotides), 3)]
-    return "".join(str(codon.translate(code)) for codon in codons if not set(codon) - set("ACGT"))
+    return str(Seq("".join(codon for codon in codons if not set(codon) - set("ACGT"))).translate(code))
 
 
 @pytest.fixture(scope="module")
@@ -94,16 +99,15 @@ def test_every_genetic_code_is_read_as_biopython_reads_it(tmp_path: Path, code: 
 
 @pytest.mark.parametrize("chunk", [3, 10, 90])
 def test_all_open_frames_of_all_chunks_are_there_and_no_others(tmp_path: Path, chunk: int) -> None:
-    contigs = random_contigs(tmp_path / "a.fna", 80)
+    contigs = random_contigs(tmp_path / "a.fna", 60)
     found = catalog_of(tmp_path, Fasta(tmp_path / "a.fna", "six_frame", chunk=chunk))
     expected = []
     for name, letters in contigs.items():
         for number, start in enumerate(six_frame.chunk_starts(len(letters), chunk), 1):
             piece = Seq(letters[start : start + chunk])
-            for label, strand in (("F", piece), ("R", piece.reverse_complement())):
+            for label, strand in (("F", str(piece)), ("R", str(piece.reverse_complement()))):
                 for frame in range(3):
-                    codons = [strand[at : at + 3] for at in range(frame, len(strand) - 2, 3)]
-                    residues = "".join(str(codon.translate()) for codon in codons if "N" not in codon)
+                    residues = without_ambiguous(strand[frame : len(strand) - (len(strand) - frame) % 3])
                     if residues and "*" not in residues:
                         expected.append((f"{name}_chunk_{number}{label}{frame + 1}", residues))
     assert [(row["id"], row["residues"]) for row in found if row["residues"]] == expected

@@ -19,6 +19,7 @@ from esmflow.model.trunk import Esm
 from esmflow.representation import RAGGED, VECTORS, Output
 from esmflow.treatment import WHOLE, Treatment
 from safetensors.torch import save_file
+from workflow import FULL_SIZE
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-4
 LETTERS = "ACDEFGHIKLMNPQRSTVWYXBZUO"
@@ -132,7 +133,7 @@ def test_every_representation_through_every_layout(
     assert_equal(found, tiny.expected, tiny.outputs)
 
 
-@pytest.mark.parametrize("length", [1023, 5000])
+@pytest.mark.parametrize("length", [1023, 3000])
 def test_longer_than_1022_residues(tiny: Tiny, length: int) -> None:
     """In windows, and for rotary positions at full length."""
     sequence = residues(length)
@@ -169,15 +170,16 @@ def learned(esm2_8m: Path) -> torch.nn.Module:
     return reference.esm2_of_hugging_face(esm2_8m)
 
 
-def test_learned_esm2_8m_on_200_real_proteins(esm2_8m: Path, learned: torch.nn.Module, uniprot: list[str]) -> None:
-    sequences = [sequence[:150] for sequence in random.Random(200).sample(uniprot, 200)]
+def test_learned_esm2_8m_on_many_real_proteins(esm2_8m: Path, learned: torch.nn.Module, uniprot: list[str]) -> None:
+    count, longest = (200, 150) if FULL_SIZE else (60, 100)
+    sequences = [sequence[:longest] for sequence in random.Random(200).sample(uniprot, count)]
     found = engine(esm2_8m, threads=2).embed([sequence.encode() for sequence in sequences], every_output(6))
     assert_equal(found, [reference.represent(learned, sequence) for sequence in sequences], every_output(6))
 
 
 def test_learned_esm2_8m_in_every_representation(esm2_8m: Path, learned: torch.nn.Module, uniprot: list[str]) -> None:
     """But for logits, for which its file has no head."""
-    sequences = ["M", "XBZUO", *(sequence[:400] for sequence in random.Random(5).sample(uniprot, 4))]
+    sequences = ["M", "XBZUO", *(sequence[:250] for sequence in random.Random(5).sample(uniprot, 4))]
     outputs = every_output(6, "per_tok", "contacts")
     found = engine(esm2_8m, tokens_per_pack=2048, threads=2).embed([s.encode() for s in sequences], outputs)
     assert_equal(found, [reference.represent_fully(learned, sequence) for sequence in sequences], outputs)
@@ -197,7 +199,7 @@ def test_std_of_residues_that_are_all_alike_is_zero(tmp_path: Path) -> None:
 
 
 def test_a_vector_is_the_same_alone_and_in_any_pack(esm2_8m: Path, uniprot: list[str]) -> None:
-    sequences = [s[:200].encode() for s in random.Random(3).sample(uniprot, 15)] + [b"M", b"MKV"] * 5
+    sequences = [s[:100].encode() for s in random.Random(3).sample(uniprot, 10)] + [b"M", b"MKV"] * 5
     outputs = every_output(6)
     alone = engine(esm2_8m)
     single = [
