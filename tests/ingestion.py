@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from conftest import ROOT
 from esmflow.inputs.catalog import ingest
 from esmflow.inputs.fasta import Fasta
+from in_process import call
 
 SCRIPT = ROOT / "scripts" / "ingest.py"
 Rows = list[dict[str, Any]]
@@ -20,11 +21,19 @@ def outputs(directory: Path) -> tuple[Path, Path]:
     return directory / "out" / "catalog" / "s.parquet", directory / "out" / "sequences" / "s.parquet"
 
 
-def command(directory: Path, *fastas: Path, log: Path | None = None) -> list[str]:
+def _arguments(directory: Path, fastas: Iterable[Path]) -> list[str]:
     catalog, sequences = outputs(directory)
-    result = [sys.executable, str(SCRIPT), *map(str, fastas), "--sample", "s"]
-    result += ["--catalog", str(catalog), "--sequences", str(sequences)]
+    return [*map(str, fastas), "--sample", "s", "--catalog", str(catalog), "--sequences", str(sequences)]
+
+
+def command(directory: Path, *fastas: Path, log: Path | None = None) -> list[str]:
+    result = [sys.executable, str(SCRIPT), *_arguments(directory, fastas)]
     return [*result, "--log", str(log)] if log else result
+
+
+def ingest_here(directory: Path, fastas: Iterable[Path], *options: str) -> subprocess.CompletedProcess[str]:
+    """The command, run in this process."""
+    return call("ingest", *_arguments(directory, fastas), *options, cwd=directory)
 
 
 def run(
