@@ -1,6 +1,6 @@
-"""Snakemake's own command, run in a process that is forked from one which has imported Snakemake already.
+"""Processes forked from one that has imported already what takes seconds: PyTorch 3, Snakemake 2.
 
-An import takes 2 CPU-seconds, and the tests run Snakemake more than a hundred times. Nothing but the imports is shared.
+Tests start hundreds of processes. Nothing is shared but what was imported, and of the project nothing was.
 """
 
 import multiprocessing
@@ -8,12 +8,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 PROJECT = str(Path(__file__).parents[1])
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["snakemake.cli"])
+_CONTEXT.set_forkserver_preload(["pytest", "pyarrow.parquet", "snakemake.cli", "torch"])
 
 
 def run_snakemake(command: list[str], cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
@@ -41,3 +44,11 @@ def _run(arguments: list[str], cwd: Path, env: dict[str, str], outputs: list[Pat
     from snakemake.cli import main
 
     main()
+
+
+@contextmanager
+def forked_pools() -> Iterator[None]:
+    """Have pools that tests make in their own process fork theirs, where how these begin is not what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda _: _CONTEXT)
+        yield

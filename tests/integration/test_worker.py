@@ -29,7 +29,7 @@ from esmflow.worker.pool import WorkerPool
 from esmflow.worker.process import Embedder, Report
 from esmflow.worker.start import Start
 from esmflow.worker.worker import Stop, Worker
-from forked_pool import forked_from
+from warm import forked_pools
 from worker_jobs import assert_equal, make_job, rows, stored, wanted
 from workflow import DEADLINE, ENVIRONMENT, FULL_SIZE, ROOT, error_line, wait_until, written_times
 
@@ -41,7 +41,7 @@ SHARDS = 30 if FULL_SIZE else 12
 @pytest.fixture(scope="module", autouse=True)
 def _warm() -> Iterator[None]:
     """Pools that tests make themselves fork their processes; those of the command are spawned as ever."""
-    with forked_from("esmflow.worker.process", "test_worker"):
+    with forked_pools():
         yield
 
 

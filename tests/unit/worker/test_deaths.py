@@ -26,8 +26,8 @@ from esmflow.worker.parts import Part, Parts
 from esmflow.worker.pool import ProcessDiedError, WorkerPool
 from esmflow.worker.serving import Report, Start
 from esmflow.worker.worker import Stop, Worker
-from forked_pool import forked_from
 from pool_jobs import dies_at_start, no_device
+from warm import forked_pools
 from worker_jobs import make_shards
 
 SHAPE = Architecture("ESM-2", 2, 8, 2, 32, token_dropout=True, max_residues=None, lm_head=True, contact_head=True)
@@ -41,7 +41,7 @@ MODELS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm() -> Iterator[None]:
-    with forked_from("test_deaths"):
+    with forked_pools():
         yield
 
 

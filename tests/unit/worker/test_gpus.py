@@ -12,7 +12,7 @@ import pytest
 from esmflow.worker.gpus import claimed_gpus, visible_gpus
 from esmflow.worker.pool import WorkerPool
 from esmflow.worker.start import Start
-from forked_pool import forked_from
+from warm import forked_pools
 from workflow import DEADLINE, ROOT, wait_until
 
 NUMBERS = "0,1,2,3"
@@ -22,7 +22,7 @@ MIG = "MIG-GPU-8932f937/1/0,MIG-GPU-8932f937/2/0"
 
 @pytest.fixture(scope="module", autouse=True)
 def _warm() -> Iterator[None]:
-    with forked_from("test_gpus"):
+    with forked_pools():
         yield
 
 
