@@ -13,7 +13,7 @@ from esmflow import command
 from esmflow.job import Job
 from esmflow.store.store import Store
 from esmflow.worker.gpus import claimed_gpus, visible_gpus
-from esmflow.worker.start import Start
+from esmflow.worker.start import Start, usable_threads
 from esmflow.worker.worker import work
 
 
@@ -31,7 +31,7 @@ def main(options: Namespace) -> None:
             replace(job, models=models),
             Store(options.store),
             options.receipt,
-            Start(tuple(gpus), max(options.threads // processes, 1), options.tokens_per_pack),
+            Start(tuple(gpus), max(usable_threads(options.threads) // processes, 1), options.tokens_per_pack),
             processes=processes,
             heartbeats=options.heartbeats,
             seconds=60 * options.time_limit or float("inf"),

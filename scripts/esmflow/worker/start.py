@@ -1,5 +1,6 @@
 """How a process of the pool begins. Nothing here needs PyTorch until it runs."""
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,17 @@ from esmflow.worker.messages import ShardProgress
 
 if TYPE_CHECKING:
     from esmflow.worker.process import Embedder
+
+log = logging.getLogger(__name__)
+
+
+def usable_threads(threads: int) -> int:
+    """So many, but no more than there are cores that this process is bound to, as by a scheduler."""
+    # macOS binds no process to cores.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    if cores < threads:
+        log.warning("%d threads were asked for, but this process may use only %d of the CPU cores", threads, cores)
+    return min(cores, threads)
 
 
 @dataclass(frozen=True)
