@@ -6,7 +6,6 @@ others that concern other samples or other models.
 
 import os
 import shutil
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ import yaml
 from esmflow.planned_model import Descriptor
 from esmflow.results import Results
 from tiny_run import MAX_LENGTH, MODEL, PROTEINS, SAMPLES, TABLE, UNIQUE, assert_right, computed, receipts, tables
-from workflow import ENVIRONMENT, FULL_SIZE, ROOT, Workspace, plain, written_times
+from workflow import FULL_SIZE, ROOT, Workspace, plain, written_times
 
 YEARS_AGO, IN_YEARS = 1e9, 4e9
 BOTH = (f"a/one/{TABLE}", f"b/one/{TABLE}")
@@ -219,11 +218,7 @@ class Elsewhere(Times):
         paths = {"samples": "samples.tsv", "results": "results", "store": "store"}
         config |= {key: str(self.work.root / path) for key, path in paths.items()}
         (self.directory / "config.yaml").write_text(yaml.safe_dump(config))
-        command = self.work.command()
-        result = subprocess.run(
-            command, cwd=self.directory, capture_output=True, text=True, check=False, env=ENVIRONMENT
-        )
-        assert result.returncode == 0, result.stdout + result.stderr
+        result = Workspace(self.directory, self.work.project).run()
         return result.stdout + result.stderr
 
 
