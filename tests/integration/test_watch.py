@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from esmflow.results import Results
 from esmflow.watch import look
-from workflow import ENVIRONMENT, ROOT, Baseline, Workspace, find_worker, script, wait_until
+from in_process import call
+from workflow import ENVIRONMENT, MODEL, ROOT, Baseline, Workspace, find_worker, script, wait_until
 
 
 def watch(work: Workspace) -> Any:
-    result = script("watch", "results", "--once", "json", cwd=work.root)
+    result = call("watch", "results", "--once", "json", cwd=work.root)
     assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)
 
@@ -28,8 +29,11 @@ def committed(work: Workspace) -> int:
 
 @pytest.fixture
 def fresh(baseline: Baseline, tmp_path: Path) -> Workspace:
+    """All proteins of the shared run in one sample and for one table, nothing run yet."""
     work = baseline.work.copy(tmp_path / "fresh", inputs_only=True)
+    work.write_samples([("both", "a.fasta"), ("both", "b.fasta")])
     work.change_config(lambda config: config.update(sharding={"target_minutes": 0.0006}))
+    work.change_config(lambda config: config["models"][MODEL].update(layers=[-1], representations=["mean"]))
     return work
 
 
@@ -39,18 +43,35 @@ def test_it_shows_what_is_so_before_during_and_after(baseline: Baseline, fresh: 
     fresh.run("--until", "plan")
     assert watch(fresh)["states"] == {"waiting": 1}
 
+    stop_early(fresh)
+    [file] = (fresh.root / "results/plan/jobs").iterdir()
+    planned = json.loads(file.read_text())["shards"]
+    in_store = {path.stem for path in fresh.store_files()}
+    rest = [shard for shard in planned if shard["name"] not in in_store]
+    [seen] = watch(fresh)["jobs"]
+    assert seen["state"] == "stopped"
+    assert seen["sequences"] - seen["sequences_done"] == sum(shard["sequences"] for shard in rest)
+    assert seen["cost"] - seen["cost_done"] == pytest.approx(sum(shard["cost"] for shard in rest))
+    # Planned again, it waits for its turn.
+    plan = fresh.root / "results/plan/plan.json"
+    times = plan.stat()
+    os.utime(plan, (time.time() + 1, time.time() + 1))
+    assert watch(fresh)["states"] == {"waiting": 1}
+    os.utime(plan, ns=(times.st_atime_ns, times.st_mtime_ns))
+
     snakemake = fresh.start()
     try:
         worker = find_worker(snakemake)
         assert worker
-        wait_until(lambda: committed(fresh) >= 3, snakemake)
+        wait_until(lambda: committed(fresh) > len(in_store), snakemake)
         worker.suspend()
         [beat] = [json.loads(path.read_text()) for path in (fresh.root / "results/heartbeats").glob("*.json")]
         [job] = watch(fresh)["jobs"]
         assert job["state"] == beat["state"]
         assert job["host"] == beat["host"]
         assert job["sequences"] == len(baseline.unique())
-        assert job["sequences_done"] == beat["sequences_done"] <= job["sequences"]
+        earlier = sum(shard["sequences"] for shard in planned if shard["name"] in in_store)
+        assert job["sequences_done"] == earlier + beat["sequences_done"] <= job["sequences"]
         # The heart of a worker that is held stops; a minute later it is taken for lost.
         later = look(Results(fresh.root / "results"), time.time() + 60)
         assert later
@@ -73,26 +94,15 @@ def test_it_shows_what_is_so_before_during_and_after(baseline: Baseline, fresh: 
     assert "nothing is to be embedded" in script("watch", "results", "--once", cwd=fresh.root).stdout
 
 
-def test_a_job_that_ended_early_is_stopped_and_its_rest_is_what_is_left(fresh: Workspace) -> None:
-    fresh.run("--until", "plan")
-    [job] = (fresh.root / "results/plan/jobs").iterdir()
+def stop_early(work: Workspace) -> None:
+    """Run the planned job by hand and end it when it has committed something."""
+    [job] = (work.root / "results/plan/jobs").iterdir()
     places = ["--store", "store", "--receipt", f"results/receipts/{job.name}", "--heartbeats", "results/heartbeats"]
     command = [sys.executable, ROOT / "scripts/embed.py", "--job", job, *places]
-    embed = subprocess.Popen(command, cwd=fresh.root, env=ENVIRONMENT)
-    wait_until(lambda: committed(fresh) >= 2, embed)
+    embed = subprocess.Popen(command, cwd=work.root, env=ENVIRONMENT)
+    wait_until(lambda: committed(work) >= 2, embed)
     embed.terminate()
     assert embed.wait() == 75
-    planned = json.loads(job.read_text())["shards"]
-    in_store = {path.stem for path in fresh.store_files()}
-    rest = [shard for shard in planned if shard["name"] not in in_store]
-    [seen] = watch(fresh)["jobs"]
-    assert seen["state"] == "stopped"
-    assert seen["sequences"] - seen["sequences_done"] == sum(shard["sequences"] for shard in rest)
-    assert seen["cost"] - seen["cost_done"] == pytest.approx(sum(shard["cost"] for shard in rest))
-    # Planned again, it waits for its turn.
-    plan = fresh.root / "results/plan/plan.json"
-    os.utime(plan, (time.time() + 1, time.time() + 1))
-    assert watch(fresh)["states"] == {"waiting": 1}
 
 
 def test_a_directory_that_is_none_is_told_of(tmp_path: Path) -> None:
