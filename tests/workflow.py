@@ -165,13 +165,13 @@ def importing() -> str:
     return textwrap.dedent(lines).replace("/path/to/esmflow", str(ROOT)) + "\n"
 
 
-def shorten_demo(root: Path) -> None:
+def shorten_demo(root: Path, longest: int = 200) -> None:
     """Keep of the demo's inputs, in a copy of the project or of its config, the proteins that take little time."""
     opened: list[tuple[str, Callable[..., Any]]] = [("demo_a.fasta", open), ("demo_b.fasta.gz", gzip.open)]
     for name, open_file in opened:
         with open_file(root / "config/demo" / name, "rt") as file:
-            records = [record for record in SeqIO.parse(file, "fasta") if len(record) <= 200]
-        assert len(records) > 20
+            records = [record for record in SeqIO.parse(file, "fasta") if len(record) <= longest]
+        assert len(records) > 5
         with open_file(root / "config/demo" / name, "wt") as file:
             SeqIO.write(records, file, "fasta")
 

@@ -70,8 +70,7 @@ def host(work: Workspace) -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def run(lines: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (work.root / "Snakefile").write_text(HOST + lines)
-        command = [sys.executable, "-m", "snakemake", "--cores", "1", *arguments]
-        return subprocess.run(command, cwd=work.root, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+        return Workspace(work.root, project=work.root).run(*arguments, check=False)
 
     return run
 
