@@ -1,22 +1,31 @@
 """The report as a browser shows it: nothing fetched, nothing complained of, and what it says is so."""
 
+import base64
+import html
 import json
+import random
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pandas as pd
+import plotly.io
+import pyarrow.parquet as pq
 import pytest
+import reference
 from esmflow.report.maps import draw, pca
+from in_process import call
 from playwright.sync_api import Browser, Page, sync_playwright
 from sklearn.decomposition import PCA
-from workflow import LAYERS, MODEL, Baseline, Workspace, error_line, matrix, plain, script
+from workflow import Entry, Workspace, error_line, matrix, plain
 
-TABLE = f"layer{LAYERS}.mean"
+MODEL, TABLE = "tiny", "layer3.mean"
+LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 HOSTILE = "<img/src=x/onerror=alert(1)>&amp;\"'</script>"
 #: Chromium as root needs its sandbox off; the rest keeps it from calls home, which are none of the page's.
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
@@ -62,10 +71,27 @@ def shown(browser: Browser) -> Iterator[Shown]:
 
 
 @pytest.fixture(scope="module")
-def reported(baseline: Baseline, tmp_path_factory: pytest.TempPathFactory) -> Workspace:
-    work = baseline.work.copy(tmp_path_factory.mktemp("reported") / "work")
-    work.run("--", "report")
-    return work
+def reported(once: Callable[[str, Callable[[Path], None]], Path]) -> Workspace:
+    """Two samples with vectors and likelihoods; the first protein's name does harm where it is not escaped."""
+    draw = random.Random(0)
+    proteins = ["".join(draw.choices(LETTERS, k=9 + number)) for number in range(30)]
+    entries = {
+        "a": [plain(HOSTILE, proteins[0]), *(plain(f"p{n}", proteins[n]) for n in range(1, 24))],
+        "b": [plain(f"q{n}", proteins[n]) for n in range(8, 30)],
+    }
+    entries["a"][3:3] = [Entry("gap", "MK-V", reason="gap"), Entry("digit", "MK1"), Entry("gap_again", "-")]
+    entries["a"] += [plain("p20", proteins[2]), plain("other_name", proteins[3])]
+    entries["b"].append(Entry("bad", "MK-V", reason="gap"))
+
+    def run(directory: Path) -> None:
+        work = Workspace(directory)
+        reference.tiny_esm2(work.root / "tiny.pt")
+        work.write_samples([(sample, work.write_fasta(f"{sample}.fasta", own)) for sample, own in entries.items()])
+        names = ["mean", "likelihoods", "masked_marginals", "wt_marginals"]
+        work.write_config({MODEL: {"weights": "tiny.pt", "representations": names}})
+        work.run("--", "report")
+
+    return Workspace(once("reported", run))
 
 
 def page_of(work: Workspace) -> Path:
@@ -76,8 +102,9 @@ def test_the_page_needs_nothing_else_and_draws_every_plot(reported: Workspace, s
     shown.open(page_of(reported))
     plots = shown.page.locator(".plotly-graph-div")
     names = [plot.get_attribute("id") for plot in plots.all()]
-    assert names == ["lengths", "seconds", "balance", "map0-pca", "map0-umap"]
-    for name in names:
+    assert set(names) == {"lengths", "seconds", "balance", "map0-pca", "map0-umap", "perplexity0", "marginals0"}
+    shown.page.locator("#marginals0 .hm image").wait_for(state="attached")
+    for name in set(names) - {"marginals0"}:
         marks = shown.page.locator(f"#{name} :is(.bars .point path, path.point)")
         marks.first.wait_for(state="attached")
         sizes = marks.evaluate_all("paths => paths.map(path => path.getAttribute('d').length)")
@@ -176,15 +203,8 @@ def _nearest(vectors: np.ndarray, query: int) -> list[float]:
     return sorted((_cosine(vectors[query], v) for place, v in enumerate(vectors) if place != query), reverse=True)
 
 
-def test_names_are_shown_as_they_are_and_do_nothing(baseline: Baseline, work: Workspace, shown: Shown) -> None:
-    work.write_samples(
-        [("a", work.write_fasta("a.fasta", [plain(HOSTILE, "MKTAYIAKQR"), *baseline.entries["b"][2:5]]))]
-    )
-    model = {"weights": str(baseline.work.root / "store"), "layers": [-1], "representations": ["mean"]}
-    weights = json.loads((baseline.work.root / f"results/models/{MODEL}.json").read_text())["files"][0]
-    work.write_config({MODEL: model | {"weights": weights}})
-    work.run("--", "report")
-    shown.open(page_of(work))
+def test_names_are_shown_as_they_are_and_do_nothing(reported: Workspace, shown: Shown) -> None:
+    shown.open(page_of(reported))
     assert any(cells[0] == f"{HOSTILE} (a)" for cells in shown.rows("map-1"))
     points = shown.page.locator("#map0-pca .scatterlayer .point")
     points.first.wait_for(state="attached")
@@ -193,16 +213,15 @@ def test_names_are_shown_as_they_are_and_do_nothing(baseline: Baseline, work: Wo
     text = shown.page.locator("#map0-pca .hoverlayer .hovertext").first.text_content() or ""
     assert text.startswith(HOSTILE)
     assert shown.complaints == []
-    assert shown.requests == [page_of(work).as_uri()]
+    assert shown.requests == [page_of(reported).as_uri()]
 
 
-def test_a_run_of_next_to_nothing_has_a_report(baseline: Baseline, work: Workspace, shown: Shown) -> None:
-    weights = json.loads((baseline.work.root / f"results/models/{MODEL}.json").read_text())["files"][0]
+def test_a_run_of_next_to_nothing_has_a_report(work: Workspace, shown: Shown) -> None:
+    reference.tiny_esm2(work.root / "tiny.pt")
     work.write_samples(
         [("none", work.write_fasta("none.fasta", [])), ("one", work.write_fasta("one.fasta", [plain("p", "MKV")]))]
     )
-    models = {"vectors": {"weights": weights}, "residues": {"weights": weights, "representations": ["per_tok"]}}
-    work.write_config(models)
+    work.write_config({"residues": {"weights": "tiny.pt", "representations": ["per_tok"]}})
     work.run("--", "report")
     shown.open(page_of(work))
     shown.page.locator("#lengths .bars .point path").first.wait_for(state="attached")
@@ -223,13 +242,13 @@ def test_a_run_that_is_not_done_has_none(work: Workspace) -> None:
         "--page",
         "page.html",
     ]
-    result = script("report", *arguments, cwd=work.root)
+    result = call("report", *arguments, cwd=work.root)
     assert result.returncode == 75
     assert "results/plan/plan.json: not there" in error_line(result)
 
 
-def test_a_draw_is_of_rows_as_they_are_without_one_twice(baseline: Baseline) -> None:
-    features = baseline.work.root / "results/features"
+def test_a_draw_is_of_rows_as_they_are_without_one_twice(reported: Workspace) -> None:
+    features = reported.root / "results/features"
     tables = {sample: [features / sample / MODEL / f"{TABLE}.parquet"] for sample in ("a", "b")}
     whole = pd.concat([pd.read_parquet(paths[0]).assign(sample=sample) for sample, paths in tables.items()])
     everything, some = draw(tables), draw(tables, 40)
@@ -245,6 +264,15 @@ def test_a_draw_is_of_rows_as_they_are_without_one_twice(baseline: Baseline) -> 
     assert drawn <= known
 
 
+def test_of_less_than_three_proteins_no_map_is_drawn(reported: Workspace, tmp_path: Path) -> None:
+    table = pq.read_table(reported.root / "results/features/a" / MODEL / f"{TABLE}.parquet")
+    paths = {rows: tmp_path / f"{rows}.parquet" for rows in (0, 2, 3)}
+    for rows, path in paths.items():
+        pq.write_table(table.slice(0, rows), path)
+    assert draw({"none": [paths[0]], "two": [paths[2]]}) is None
+    assert draw({"none": [paths[0]], "three": [paths[3]]})
+
+
 def test_the_components_are_those_of_scikit_learn() -> None:
     vectors = np.random.default_rng(5).normal(size=(50, 7)).astype(np.float32) * np.arange(1, 8, dtype=np.float32)
     place, (across, up) = pca(vectors)
@@ -252,3 +280,47 @@ def test_the_components_are_those_of_scikit_learn() -> None:
     assert np.allclose(np.abs(place), np.abs(expected.fit_transform(vectors)), atol=1e-4)
     first, second = expected.explained_variance_ratio_
     assert (across, up) == (f"PC 1 ({first:.1%} of the variance)", f"PC 2 ({second:.1%})")
+
+
+def drawn(page: Path, name: str) -> list[dict[str, object]]:
+    """The traces of a plot, read back as Plotly reads them."""
+    text = page.read_text()
+    start = re.search(rf'Plotly.newPlot\(\s*"{name}",\s*', text).end()
+    traces, _ = json.JSONDecoder().raw_decode(text[start:])
+    return plotly.io.from_json(json.dumps({"data": traces})).to_dict()["data"]
+
+
+def numbers(values: object) -> np.ndarray:
+    """Plotly writes arrays as base64 of their bytes."""
+    if isinstance(values, dict):
+        array = np.frombuffer(base64.b64decode(values["bdata"]), np.dtype(values["dtype"]))
+        shape = [int(part) for part in str(values.get("shape", len(array))).split(",")]
+        return array.reshape(shape)
+    return np.array(values)
+
+
+def test_the_histogram_counts_each_record_of_each_sample(reported: Workspace) -> None:
+    traces = drawn(page_of(reported), "perplexity0")
+    assert [trace["name"] for trace in traces] == ["a", "b"]
+    for trace in traces:
+        table = pd.read_parquet(reported.root / f"results/likelihoods/{trace['name']}/tiny.parquet")
+        assert numbers(trace["y"]).sum() == len(table) == len(reported.table(trace["name"], MODEL, TABLE))
+        middles = np.repeat(numbers(trace["x"]), numbers(trace["y"]))
+        assert np.abs(np.log(middles / np.sort(table["masked_perplexity"]))).max() < 0.2
+
+
+def test_the_heat_map_has_the_masked_marginals_of_the_first_record(reported: Workspace) -> None:
+    [trace] = drawn(page_of(reported), "marginals0")
+    with h5py.File(reported.root / "results/residues/a/tiny/layer3.masked_marginals.h5") as file:
+        first, stop = file["offsets"][file["sequence"][0] :][:2]
+        expected = file["marginals"][first:stop]
+    assert np.allclose(numbers(trace["z"]), expected.T)
+    assert list(trace["y"]) == list(LETTERS)
+    assert numbers(trace["x"]).tolist() == list(range(1, 10))
+
+
+def test_the_text_tells_whose_marginals_they_are(reported: Workspace) -> None:
+    page = page_of(reported).read_text()
+    assert f"Marginals of {HOSTILE}" in html.unescape(page)
+    assert HOSTILE not in page
+    assert "each residue masked in turn" in page
