@@ -12,6 +12,8 @@ import pandas as pd
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+import tiny_run as tiny
+from in_process import call
 from workflow import LAYERS, MODEL, Baseline, Workspace, error_line, matrix, script, written_times
 
 EMBED_DIM = 320
@@ -29,29 +31,30 @@ def features_arguments(target: str) -> list[str]:
     return [*arguments, "--table", target]
 
 
-def test_a_large_table_is_written_in_parts_and_a_small_one_is_left_alone(baseline: Baseline, again: Workspace) -> None:
-    sizes = {sample: len(baseline.embedded(sample)) * EMBED_DIM * 4 for sample in ("a", "b")}
-    assert sizes["b"] < sizes["a"] - 4096
+def test_a_large_table_is_written_in_parts_and_a_small_one_is_left_alone(tiny_run: Workspace, work: Workspace) -> None:
+    again = tiny_run.copy(work.root / "again")
+    vector = len(tiny_run.table("a", "one", tiny.TABLE)["embedding"][0]) * 4
+    largest = (len(tiny.SAMPLES["a"]) - 1) * vector
+    assert len(tiny.SAMPLES["b"]) * vector <= largest
     kept = written_times(again.store_files() + again.files("results/receipts") + again.files("results/features/b"))
 
     def limit(config: dict[str, Any]) -> None:
-        config["tables"] = {"part_mb": (sizes["a"] - 4096) / 1e6}
+        config["tables"] = {"part_mb": (largest + 1) / 1e6}
 
     again.change_config(limit)
     again.run()
     assert written_times(kept) == kept
-    directory = again.root / "results/features/a" / MODEL
-    assert len(list(directory.glob("*.parts"))) == 4
-    assert not list(directory.glob("*.parquet"))
-    parts = sorted((directory / f"{NAME}.parts").glob("[!.]*"))
+    directory = again.root / "results/features/a/one"
+    assert [path.name for path in directory.iterdir()] == [f"{tiny.TABLE}.parts"]
+    parts = sorted((directory / f"{tiny.TABLE}.parts").glob("[!.]*"))
     assert [part.name for part in parts] == ["part-00000.parquet", "part-00001.parquet"]
-    assert_same_table(directory / f"{NAME}.parts", baseline)
+    assert_same_table(directory / f"{tiny.TABLE}.parts", tiny_run.table("a", "one", tiny.TABLE))
     result = again.run()
     assert "Nothing to be done" in result.stdout + result.stderr
 
     again.run(config=baseline_config(again))
     assert not list(directory.glob("*.parts"))
-    assert again.table("a", MODEL, NAME).equals(baseline.work.table("a", MODEL, NAME))
+    assert again.table("a", "one", tiny.TABLE).equals(tiny_run.table("a", "one", tiny.TABLE))
     assert written_times(kept) == kept
 
 
@@ -60,9 +63,8 @@ def baseline_config(work: Workspace) -> str:
     return "as_before.yaml"
 
 
-def assert_same_table(parts: Path, baseline: Baseline) -> None:
+def assert_same_table(parts: Path, expected: pd.DataFrame) -> None:
     """Whatever reads the directory gets the cells of the single file."""
-    expected = baseline.work.table("a", MODEL, NAME)
     by_duckdb = duckdb.sql(f"SELECT id, length, embedding FROM read_parquet('{parts}/*.parquet')").fetchall()
     found = {
         "pandas": pd.read_parquet(parts),
@@ -81,22 +83,22 @@ def assert_same_table(parts: Path, baseline: Baseline) -> None:
 def test_parts_have_the_rows_asked_for_and_the_metadata_of_the_table(
     baseline: Baseline, again: Workspace, rows: int
 ) -> None:
-    assert script("features", *features_arguments("single.parquet"), cwd=again.root).returncode == 0
+    assert call("features", *features_arguments("single.parquet"), cwd=again.root).returncode == 0
     size = (rows + 0.5) * EMBED_DIM * 4 / 1e6
-    result = script("features", *features_arguments("parts"), "--part-mb", str(size), cwd=again.root)
+    result = call("features", *features_arguments("parts"), "--part-mb", str(size), cwd=again.root)
     assert result.returncode == 0, result.stderr
     parts = sorted((again.root / "parts").iterdir())
     embedded = len(baseline.embedded("a"))
     counts = [pq.read_metadata(part).num_rows for part in parts]
     assert counts == [min(rows, embedded - rows * number) for number in range(math.ceil(embedded / rows))]
-    assert_same_table(again.root / "parts", baseline)
+    assert_same_table(again.root / "parts", baseline.work.table("a", MODEL, NAME))
     for part in parts:
         assert pq.read_schema(part).equals(pq.read_schema(again.root / "single.parquet"), check_metadata=True)
 
 
 def test_parts_that_cannot_be_complete_are_not_written(again: Workspace) -> None:
     again.store_files()[0].unlink()
-    result = script("features", *features_arguments("parts"), "--part-mb", "0.01", cwd=again.root)
+    result = call("features", *features_arguments("parts"), "--part-mb", "0.01", cwd=again.root)
     assert result.returncode == 75
     assert not (again.root / "parts").exists()
 
