@@ -3,11 +3,11 @@
 import hashlib
 import random
 import re
+import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import run
 from urllib.parse import unquote
 
 import anndata
@@ -193,7 +193,9 @@ def test_scanpy_finds_the_neighbours_that_distances_give(exported: Exported) -> 
         assert np.allclose(np.sort(found[row][found[row] > 0]), nearest[nearest > 1e-6], atol=1e-3)
 
 
-def test_fair_esm_pt_equals_what_the_extract_script_writes_file_by_file(exported: Exported, tmp_path: Path) -> None:
+def test_fair_esm_pt_equals_what_the_extract_script_writes_file_by_file(
+    exported: Exported, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # The script refuses labels that come twice, and cannot write a file of a name so long.
     entries = [*exported.embedded[:5], *exported.embedded[7:10]]
     fasta = Workspace(tmp_path).write_fasta("valid.fasta", entries)
@@ -201,7 +203,8 @@ def test_fair_esm_pt_equals_what_the_extract_script_writes_file_by_file(exported
     arguments = ["--include", "mean", "bos", "per_tok", "contacts", "--repr_layers", "1", "-1", "--nogpu"]
     arguments += ["--workers", "0", "--truncation_seq_length", str(MAX_LENGTH)]
     inside = tmp_path / "a/b/c/out"
-    run([sys.executable, EXTRACT, weights, tmp_path / fasta, inside, *arguments], check=True, capture_output=True)
+    monkeypatch.setattr(sys, "argv", list(map(str, [EXTRACT, weights, tmp_path / fasta, inside, *arguments])))
+    runpy.run_path(str(EXTRACT), run_name="__main__")
     found = {unquote(path.stem): path for path in exported.path("fair_esm_pt").glob("*.pt")}
     for entry in entries:
         ours = torch.load(found[entry.header], weights_only=True)
