@@ -125,7 +125,7 @@ def test_jobs_serve_the_tables_that_they_compute_something_for(tmp_path: Path) -
 
 def test_the_same_work_has_the_same_names(tmp_path: Path) -> None:
     world = World(tmp_path, 4)
-    sizes = Sizes(1e-7, 3, 0, 1, None, part_bytes=1e9)
+    sizes = Sizes(3e-7, 3, 0, 1, None, part_bytes=1e9)
     first, second = world.plan("one", sizes), world.plan("two", sizes)
     assert [job.name for job in first] == [job.name for job in second]
     names = [[shard.name for job in jobs for shard in job.shards] for jobs in (first, second)]
@@ -179,7 +179,7 @@ def test_a_plan_that_was_written_before_samples_could_be_refused_is_read(tmp_pat
 
 
 def test_a_shortage_is_tried_again_by_each_new_plan_and_a_lasting_reason_is_not(tmp_path: Path) -> None:
-    world, sizes = World(tmp_path, 4), Sizes(1e-7, 1, 0, 1, None, part_bytes=1e9)
+    world, sizes = World(tmp_path, 4), Sizes(1e-5, 1, 0, 1, None, part_bytes=1e9)
     committed = store.Store(tmp_path / "store")
     short, lasting, *fresh = [residues for residues in world.first_seen() if not world.has[residues]]
     assert fresh

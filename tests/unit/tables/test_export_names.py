@@ -1,6 +1,7 @@
 """Names in exports, and the export of a directory when it is killed."""
 
 import json
+import runpy
 import string
 import subprocess
 import sys
@@ -10,9 +11,11 @@ from urllib.parse import unquote
 import pytest
 from esmflow.config.check import check_config
 from esmflow.errors import ConfigError
+from esmflow.model.fetch import fetch
 from esmflow.tables.exports import EXPORTS, safe_name
 from hypothesis import given
 from hypothesis import strategies as st
+from in_process import call
 from workflow import ROOT, wait_until
 
 LABELS = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from("./%#-~"), min_size=1, max_size=80)
@@ -65,25 +68,26 @@ def test_the_documentation_lists_each_export_with_its_files_and_representations(
             assert all(f"`{path}" in files or f"`{Path(path).name}" in files for path in layout.paths)
 
 
-def test_a_directory_that_is_there_survives_a_killed_export(esm2_8m: Path, tmp_path: Path) -> None:
+def test_a_directory_that_is_there_survives_a_killed_export(
+    esm2_8m: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     descriptor = tmp_path / "model.json"
-    fetch = [ROOT / "scripts" / "fetch_model.py", "--model", "m", "--weights", esm2_8m, "--directory", tmp_path]
-    subprocess.run([sys.executable, *fetch, "--descriptor", descriptor], check=True, capture_output=True)
-    sample = [ROOT / "benchmarks" / "exports.py", descriptor, tmp_path, "--records", "2000"]
-    subprocess.run([sys.executable, *sample], check=True, capture_output=True)
+    fetch("m", str(esm2_8m), tmp_path).save(descriptor)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    runpy.run_path(str(ROOT / "benchmarks" / "exports.py"))["write_sample"](descriptor, tmp_path, 2000)
     spec = {"layers": [-1], "representations": ["mean"], "long_sequences": "skip", "max_length": 1022}
     spec |= {"window_overlap": 0, "precision": "fp32"}
     target = tmp_path / "exports" / "fair_esm_pt"
     target.mkdir(parents=True)
     (target / "old.pt").touch()
-    command = [sys.executable, ROOT / "scripts" / "export.py", "--format", "fair_esm_pt", "--model", "m"]
-    command += ["--catalog", tmp_path / "catalog.parquet", "--descriptor", descriptor, "--store", tmp_path / "store"]
-    command += ["--spec", json.dumps(spec), "--", target]
+    options = ["--format", "fair_esm_pt", "--model", "m", "--catalog", tmp_path / "catalog.parquet"]
+    options += ["--descriptor", descriptor, "--store", tmp_path / "store", "--spec", json.dumps(spec), "--", target]
+    command = [sys.executable, ROOT / "scripts" / "export.py", *options]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as export:
         wait_until(lambda: any(target.parent.glob(".*.tmp/*.pt")), export)
         export.kill()
     assert export.returncode == -9
     assert [path.name for path in target.iterdir()] == ["old.pt"]
-    subprocess.run(command, check=True, capture_output=True)
+    assert call("export", *options, cwd=tmp_path).returncode == 0
     assert len(list(target.glob("sp|S*.pt"))) == len(list(target.iterdir())) == 2000
     assert list(target.parent.iterdir()) == [target]
