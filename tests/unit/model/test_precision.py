@@ -28,7 +28,7 @@ def cosine(found: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp16", 0.9999), ("bf16", 0.999)])
 def test_16_bit_keeps_its_bound_in_every_layer(esm2_8m: Path, uniprot: list[str], precision: str, bound: float) -> None:
-    sequences = [sequence[:150] for sequence in random.Random(8).sample(uniprot, 6)]
+    sequences = [sequence[:100] for sequence in random.Random(8).sample(uniprot, 4)]
     outputs = [Output(layer, name) for layer in range(7) for name in reference.REPRESENTATIONS]
     engine = Engine(Esm(weights.read([esm2_8m]), CPU, precision=precision), threads=2)
     vectors = engine.embed([sequence.encode() for sequence in sequences], outputs).values
@@ -80,7 +80,7 @@ def test_auto_precision_is_exact_on_a_cpu() -> None:
 
 
 def test_self_check_compares_a_sample_with_fair_esm_grade_vectors(esm2_8m: Path, uniprot: list[str]) -> None:
-    sequences = [sequence[:80].encode() for sequence in random.Random(9).sample(uniprot, 12)]
+    sequences = [sequence[:40].encode() for sequence in random.Random(9).sample(uniprot, 12)]
     checkpoint = weights.read([esm2_8m])
     outputs = [Output(6, "mean"), Output(3, "std")]
     engine = Engine(Esm(checkpoint, CPU, precision="bf16"), exact=lambda: Esm(checkpoint, CPU), threads=2)

@@ -15,7 +15,7 @@ from esmflow.errors import DataError
 from safetensors.torch import load_file, save_file
 from workflow import FULL_SIZE
 
-ROUNDS = 300 if FULL_SIZE else 30
+ROUNDS = 300 if FULL_SIZE else 14
 State = dict[str, torch.Tensor]
 
 

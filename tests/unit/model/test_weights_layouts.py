@@ -130,7 +130,7 @@ def by_transformers(model: transformers.EsmForMaskedLM, sequence: str) -> dict[t
 @pytest.mark.parametrize(
     ("settings", "longest"),
     [
-        ({}, 2000),
+        ({}, 1100),
         ({"num_hidden_layers": 5, "num_attention_heads": 3, "hidden_size": 36}, 600),
         ({"position_embedding_type": "absolute", "emb_layer_norm_before": True, "max_position_embeddings": 1026}, 1022),
         ({"position_embedding_type": "absolute", "max_position_embeddings": 514, "token_dropout": False}, 510),
