@@ -19,6 +19,9 @@ from pathlib import Path
 
 from commands import SCRIPTS
 
+#: Records of a run of which the report has no map by UMAP, which takes 5 s to import.
+WITHOUT_UMAP = 20
+
 
 def main() -> None:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -32,7 +35,10 @@ def main() -> None:
     rooms = ("inputs.catalog", "plan.plan", "tables.hdf5", "tables.ordered", "worker.process", "report.page")
     for module in ("command", *rooms):
         importlib.import_module(f"esmflow.{module}")
-    importlib.import_module("umap")
+    if options.records > WITHOUT_UMAP:
+        importlib.import_module("umap")
+    else:
+        sys.modules["umap"] = None  # type: ignore[assignment]
     from calls import calls
     from commands import run_well
     from flips import flips

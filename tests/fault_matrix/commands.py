@@ -239,9 +239,11 @@ def write_inputs(root: Path, records: int) -> None:
     """Weights, proteins, contigs, variants, sheet and config of a small run."""
     root.mkdir(parents=True)
     # Not in this process: threads of PyTorch would be lacking in those that are forked from it.
-    code = "import reference, pathlib; reference.tiny_esm2(pathlib.Path('tiny.pt').absolute(), embed_dim=32)"
-    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'tests'}"}
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, env=environment)
+    writer = multiprocessing.get_context("fork").Process(target=_write_weights, args=(root / "tiny.pt",))
+    writer.start()
+    writer.join()
+    if writer.exitcode:
+        raise RuntimeError("the weights cannot be written")
     draw = random.Random(1)
     proteins = ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=draw.randint(5, 40))) for _ in range(records)]
     lines = [f">r{number}\n{protein}\n" for number, protein in enumerate(proteins)]
@@ -250,6 +252,13 @@ def write_inputs(root: Path, records: int) -> None:
     (root / "samples.tsv").write_text("sample\tfasta\tkind\na\ta.fasta\t\nb\tb.fna\tsix_frame\n")
     (root / "variants.tsv").write_text(f"sample\tid\tmutant\na\tr0\t{proteins[0][0]}1W\n")
     (root / "config.yaml").write_text(json.dumps(CONFIG))
+
+
+def _write_weights(path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "tests"))
+    import reference
+
+    reference.tiny_esm2(path, embed_dim=32)
 
 
 def snakemake(*arguments: str) -> list[str]:
