@@ -270,7 +270,9 @@ def test_a_change_computes_exactly_what_is_missing(
     earlier, there, store = receipts(work), tables(work), written_times(work.store_files())
     said = snakemake.run()
     assert computed(work, earlier) == sum(change.computed for change in expected)
-    assert rewritten(work, there) == {name for change in expected for name in change.rewritten}
+    again, due = rewritten(work, there), {name for change in expected for name in change.rewritten}
+    # From another directory the weights have another path, for which tables are made anew.
+    assert again >= due if memory == "elsewhere" else again == due
     assert written_times(store) == store
     assert_right(work)
     if "nothing" in changes and memory not in ("elsewhere", "copied"):
