@@ -65,6 +65,7 @@ MODELS = {
 #: Dense FLOPs per second in 16 bit, by NVIDIA's datasheets; a card's name holds one of these.
 DATASHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 PACKAGES = ["torch", "triton", "numpy", "pyarrow", "flash-attn", "flash-attn-4", "transformers", "fair-esm"]
+PEERS = ["transformers, eager", "transformers, compiled", "fair-esm"]
 CLOCKS = "clocks.sm,clocks.mem,temperature.gpu,power.draw,driver_version"
 
 
@@ -282,19 +283,22 @@ def peers(bench: Bench) -> None:
     import gpu_peers
 
     few = bench.sequences[:: max(len(bench.sequences) // 2000, 1)]
+    asked = bench.options.peers
     for name in bench.options.models:
         shape = MODELS[name]
         ours = {"model": name, "proteins": len(few), "residues": sum(map(len, few))}
         if importlib.util.find_spec("transformers"):
             for how in ("eager", "compiled"):
                 whose = f"transformers, {how}"
+                if whose not in asked:
+                    continue
                 try:
                     for tokens, seconds in gpu_peers.transformers(bench, shape, few, compiled=how == "compiled"):
                         share = bench.share(flops(shape, few), seconds)
                         bench.note("peers", whose=whose, tokens=tokens, seconds=seconds, **ours, **share)
                 except Exception as error:  # Compilers raise nearly everything, and may be absent.
                     bench.note("peers", whose=whose, unusable=f"{type(error).__name__}: {error}".partition("\n")[0])
-        if importlib.util.find_spec("esm"):
+        if "fair-esm" in asked and importlib.util.find_spec("esm"):
             seconds = gpu_peers.fair_esm(bench, shape, few)
             bench.note("peers", whose="fair-esm", seconds=seconds, **ours, **bench.share(flops(shape, few), seconds))
 
@@ -326,6 +330,7 @@ def main() -> None:
     parser.add_argument("--parts", type=listed, default=list(PARTS))
     parser.add_argument("--models", type=listed, default=["8M", "150M", "650M", "3B"])
     parser.add_argument("--variants", type=lambda text: text.split(";"), default=["plain", "triton"])
+    parser.add_argument("--peers", type=lambda text: text.split(";"), default=PEERS)
     parser.add_argument("--tokens", type=lambda text: [int(number) for number in text.split(",")])
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--proteins", type=int, default=20_000)
