@@ -25,6 +25,8 @@ SHAPES = {
     "650M": esm2(33, 1280, 20),
     "3B": esm2(36, 2560, 40),
     "ESMC-600M": esmc(36, 1152, 3072),
+    # Of no published size, for where there is no GPU.
+    "ESMC-small": esmc(6, 320, 832),
 }
 
 
