@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import reference
 import torch
+from in_process import call
 from likelihood_runs import Run
 from workflow import (
     ENVIRONMENT,
@@ -99,7 +100,7 @@ def test_a_model_name_that_cannot_be_part_of_a_path_is_refused(small: Workspace)
 
 def test_a_layer_out_of_range_is_named_by_plan(baseline: Baseline, work: Workspace) -> None:
     models = {MODEL: SPEC | {"layers": [LAYERS + 1], "representations": ["mean"]}}
-    result = script("plan", *plan_arguments(baseline, work.root, models), cwd=baseline.work.root)
+    result = call("plan", *plan_arguments(baseline, work.root, models), cwd=baseline.work.root)
     assert result.returncode == 78
     line = error_line(result)
     assert f"models.{MODEL}.layers" in line
@@ -121,7 +122,7 @@ def test_weights_cut_short_are_named(work: Workspace) -> None:
     reference.tiny_esm2(weights)
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
     arguments = ["--model", "tiny", "--weights", "tiny.pt", "--directory", "weights", "--descriptor", "tiny.json"]
-    result = script("fetch_model", *arguments, cwd=work.root)
+    result = call("fetch_model", *arguments, cwd=work.root)
     assert result.returncode == 65
     assert "tiny.pt" in error_line(result)
     assert work.files() == [weights]
@@ -157,7 +158,7 @@ def embed_arguments(baseline: Baseline, target: Path) -> list[str | Path]:
         "--heartbeats",
         target.with_name(f"{target.name}-heartbeats"),
     ]
-    return [*places, *outputs, "--threads", "2"]
+    return [*places, *outputs]
 
 
 def features_arguments(target: Path) -> list[str | Path]:
@@ -368,7 +369,7 @@ def test_a_read_only_file_system_is_told(
         ],
     }
     logged: list[str | Path] = ["--log", place.root / "logs" / "x.log"] if log != "no log" else []
-    result = script(command, *logged, *arguments[command], cwd=baseline.work.root)
+    result = call(command, *logged, *arguments[command], cwd=baseline.work.root)
     assert result.returncode == 73, result.stderr
     assert str(place.root) in error_line(result)
     assert place.left() == before
