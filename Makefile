@@ -7,7 +7,10 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=wo
 # On a machine with a GPU, whose own Python may be all that there is: tests/gpu/requirements.txt.
 GPU_PYTHON ?= $(if $(wildcard .venv/run),$(BIN)/python,$(PYTHON))
 
-.PHONY: demo demo-contigs check test test-slurm lint documents bench test-gpu bench-gpu
+# Of the tests that `make check` picks, those that take most of the time and are the least likely to fail.
+SLOW := learned or longer_than or takes_no_more_memory or killed or flipped or fills_up
+
+.PHONY: demo demo-contigs check check-tests test test-slurm lint documents bench test-gpu bench-gpu
 
 demo: .venv/run
 	$(BIN)/snakemake --profile profiles/local --configfile config/demo.yaml -- all report
@@ -19,9 +22,12 @@ demo-contigs: .venv/run
 	$(BIN)/snakemake --profile profiles/local --configfile config/contigs.yaml
 	$(BIN)/python scripts/summary.py results/contigs_demo
 
-# What a change most likely breaks.
-check: lint
-	$(PYTEST) -k "not learned" tests/unit/test_*.py $(addprefix tests/unit/,plan store tables inputs/test_fasta.py model/test_parity.py)
+# What a change most likely breaks. mypy takes one core, and without what it keeps from its last run most of a minute.
+check: .venv/dev
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target lint check-tests
+
+check-tests: .venv/dev
+	$(PYTEST) -k "not ($(SLOW))" tests/unit/test_*.py $(addprefix tests/unit/,plan store tables inputs/test_fasta.py model/test_parity.py)
 
 test: .venv/dev
 	$(PYTEST)
