@@ -34,7 +34,7 @@ def test_a_rule_tells_of_a_command_that_a_library_has_ended_and_keeps_the_code_o
         assert (tmp_path / "rule.log").read_text() in done.stderr
 
 
-@pytest.mark.parametrize("megabytes", [200, 250])
+@pytest.mark.parametrize("megabytes", [180, 250])
 def test_short_memory_while_a_command_imports_is_told_in_one_line(megabytes: int) -> None:
     limits = (megabytes << 20,) * 2
     done = subprocess.run(
