@@ -17,7 +17,8 @@ import pytest
 import reference
 import yaml
 from Bio import SeqIO
-from workflow import ROOT, Workspace, error_line, matrix, script, worst_error, written_times
+from in_process import call
+from workflow import ROOT, Workspace, error_line, matrix, worst_error, written_times
 
 MODEL, LAYER, MAX_LENGTH = "tiny", 1, 150
 OUTPUT = f"layer{LAYER}.mean"
@@ -165,7 +166,7 @@ def test_a_sample_of_proteins_has_the_catalog_that_it_always_had_and_no_table_of
     run: Workspace, tmp_path: Path
 ) -> None:
     arguments = ["--sample", "plain", "--catalog", tmp_path / "c.parquet", "--sequences", tmp_path / "s.parquet"]
-    assert script("ingest", *arguments, "--", "proteins.faa", cwd=run.root).returncode == 0
+    assert call("ingest", *arguments, "--", "proteins.faa", cwd=run.root).returncode == 0
     path = run.root / "results/catalog/plain.parquet"
     assert path.read_bytes() == (tmp_path / "c.parquet").read_bytes()
     assert len(pq.read_schema(path)) == 8
@@ -196,7 +197,7 @@ def test_a_table_of_contigs_for_a_sample_of_proteins_ends_with_65(run: Workspace
     spec = {"layers": [LAYER], "representations": ["mean"], "long_sequences": "skip", "max_length": MAX_LENGTH}
     arguments += ["--spec", json.dumps(spec | {"window_overlap": 0, "precision": "auto"})]
     arguments += ["--descriptor", f"results/models/{MODEL}.json", "--pooling", "mean", "--table", "x.parquet"]
-    result = script("contigs", *arguments, cwd=run.root)
+    result = call("contigs", *arguments, cwd=run.root)
     assert result.returncode == 65
     assert "plain.parquet" in error_line(result)
 

@@ -13,7 +13,8 @@ import pytest
 import reference
 import reference_esmc as esmc
 import torch
-from workflow import Vectors, Workspace, error_line, matrix, plain, relative_error, script
+from in_process import call
+from workflow import Vectors, Workspace, error_line, matrix, plain, relative_error
 
 MAX_LENGTH, OVERLAP, LAYERS = 90, 20, 3
 RAGGED = ["per_tok", "logits"]
@@ -68,7 +69,8 @@ def run(uniprot: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
             "windows": windows | {"weights": "weights", "layers": [-1], "representations": [*pooled, *RAGGED]},
             "cut": cut | {"weights": "weights", "layers": [0, 2], "representations": ["mean", *RAGGED]},
             "cut_2024": cut | {"weights": esmc.write(work.root, model, "2024").name, "layers": [0, 2]},
-        }
+        },
+        workers={"mix_models": True},
     )
     work.run("--", "all", "report")
     return Run(work, sequences, model)
@@ -134,7 +136,7 @@ def test_contacts_are_refused_by_the_plan(run: Run, tmp_path: Path) -> None:
     spec |= {"max_length": MAX_LENGTH, "window_overlap": 0, "precision": "auto"}
     places = ["--samples", "samples.tsv", "--store", "store", "--results", tmp_path]
     sizes = ["--target-minutes", "1", "--max-jobs", "1", "--gpus-per-job", "0"]
-    result = script("plan", "--models", json.dumps({"cut": spec}), *places, *sizes, cwd=run.work.root)
+    result = call("plan", "--models", json.dumps({"cut": spec}), *places, *sizes, cwd=run.work.root)
     assert result.returncode == 78
     assert "contacts" in error_line(result)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["models", "sequences"]

@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import reference
+from in_process import call
 from likelihood_runs import SAMPLE, Run, copies
 from workflow import ENVIRONMENT, ROOT, Workspace, error_line, plain, wait_until, written_times
 
@@ -22,7 +23,7 @@ def residues(length: int, seed: int) -> str:
     return "".join(random.Random(seed).choices(LETTERS, k=length))
 
 
-PROTEINS = {"a": {"p": residues(60, 1), "q": residues(25, 2)}, "b": {"p": residues(33, 3)}}
+PROTEINS = {"p": residues(60, 1), "q": residues(25, 2), "r": residues(33, 3)}
 
 
 def write_sheet(work: Workspace, lines: list[tuple[str, str, str]]) -> None:
@@ -30,8 +31,8 @@ def write_sheet(work: Workspace, lines: list[tuple[str, str, str]]) -> None:
     (work.root / "variants.tsv").write_text("\n".join(rows) + "\n")
 
 
-def line(sample: str, name: str, place: int, letter: str) -> tuple[str, str, str]:
-    return sample, name, f"{PROTEINS[sample][name][place]}{place + 1}{letter}"
+def line(name: str, place: int, letter: str) -> tuple[str, str, str]:
+    return "a", name, f"{PROTEINS[name][place]}{place + 1}{letter}"
 
 
 def computed(receipts: dict[str, Any]) -> dict[str, int]:
@@ -48,13 +49,10 @@ def computed(receipts: dict[str, Any]) -> dict[str, int]:
 def scored(work: Workspace) -> Workspace:
     """A run with a sheet of ten positions of one protein, one of another, and one line that is refused."""
     reference.tiny_esm2(work.root / "tiny.pt")
-    rows = []
-    for sample, proteins in PROTEINS.items():
-        entries = [plain(name, sequence) for name, sequence in proteins.items()]
-        rows.append((sample, work.write_fasta(f"{sample}.fasta", entries)))
-    work.write_samples(rows)
-    first = [line("a", "p", place, "A") for place in range(10)]
-    write_sheet(work, [*first, line("b", "p", 3, "W"), ("a", "q", "A99C")])
+    entries = [plain(name, sequence) for name, sequence in PROTEINS.items()]
+    work.write_samples([("a", work.write_fasta("a.fasta", entries))])
+    first = [line("p", place, "A") for place in range(10)]
+    write_sheet(work, [*first, line("r", 3, "W"), ("a", "q", "A99C")])
     model = {"weights": "tiny.pt", "max_length": 40, "window_overlap": 10}
     work.write_config({"tiny": model}, variants="variants.tsv", exports=["proteingym"])
     work.run()
@@ -63,16 +61,16 @@ def scored(work: Workspace) -> Workspace:
 
 def test_a_later_sheet_with_ten_new_positions_computes_ten_masked_copies(scored: Workspace) -> None:
     table = pd.read_parquet(scored.root / "results/variants/a.parquet")
-    assert table["reason"].isna().to_list() == [True] * 10 + [False]
+    assert table["reason"].isna().to_list() == [True] * 11 + [False]
     before = scored.receipts()
-    # Two sequences of `a` and one of `b` have a mean; one of each is named by a variant.
+    # Three sequences have a mean; two are named by a variant.
     assert computed(before) == {"layer3.mean": 3, "layer3.wt_marginals": 2, "layer3.masked": 11}
     assert (scored.root / "results/variants/a.proteingym/p.csv").exists()
     untouched = [*scored.table_files(), scored.root / "results/status/a.tsv", *scored.store_files()]
     times = written_times(untouched)
-    assert "Nothing to be done" in scored.run().stderr
 
-    write_sheet(scored, [line("a", "p", place, "C") for place in range(20)] + [line("b", "p", 3, "W")])
+    lines = [line("p", place, "C") for place in range(20)] + [line("r", 3, "W")]
+    write_sheet(scored, lines)
     scored.run()
     new = {name: receipt for name, receipt in scored.receipts().items() if name not in before}
     assert computed(new) == {"layer3.masked": 10}
@@ -80,8 +78,25 @@ def test_a_later_sheet_with_ten_new_positions_computes_ten_masked_copies(scored:
     assert written_times(untouched) == times
     table = pd.read_parquet(scored.root / "results/variants/a.parquet")
     assert table["reason"].isna().all()
-    assert table["mutant"].to_list() == [line("a", "p", place, "C")[2] for place in range(20)]
+    assert table["mutant"].to_list() == [mutant for _, _, mutant in lines]
     assert np.isfinite(table[["tiny.wt_marginals", "tiny.masked_marginals"]]).all(axis=None)
+
+
+def match(root: Path, content: str) -> subprocess.CompletedProcess[str]:
+    """Set a sheet of that content against the protein `p` of sample `a`; the result is to be in mutants.parquet."""
+    run = Run(root, {}, ())
+    run.ingest([("p", "MKV")])
+    (root / "samples.tsv").write_text("sample\tfasta\na\ts.fasta\nb\ts.fasta\n")
+    (root / "variants.tsv").write_text(content)
+    places = ["--catalog", run.results.catalog(SAMPLE), "--sequences", run.results.sequences(SAMPLE)]
+    sheets = ["--mutants", "mutants.parquet", "--samples", "samples.tsv", "--variants", "variants.tsv"]
+    return call("match_variants", "--sample", "a", *places, *sheets, cwd=root)
+
+
+def test_a_sample_has_the_lines_that_name_it(tmp_path: Path) -> None:
+    result = match(tmp_path, "sample\tid\tmutant\nb\tp\tM1A\na\tp\tK2A\nb\tp\tV3A\na\tp\tV3C\n")
+    assert result.returncode == 0, result.stderr
+    assert pq.read_table(tmp_path / "mutants.parquet")["mutant"].to_pylist() == ["K2A", "V3C"]
 
 
 @pytest.mark.parametrize(
@@ -94,20 +109,7 @@ def test_a_later_sheet_with_ten_new_positions_computes_ten_masked_copies(scored:
     ],
 )
 def test_a_sheet_that_cannot_be_used_is_told_in_a_line(tmp_path: Path, content: str, complaint: str) -> None:
-    run = Run(tmp_path, {}, ())
-    run.ingest([("p", "MKV")])
-    (tmp_path / "samples.tsv").write_text("sample\tfasta\na\ts.fasta\n")
-    (tmp_path / "variants.tsv").write_text(content)
-    paths = {
-        "--catalog": run.results.catalog(SAMPLE),
-        "--sequences": run.results.sequences(SAMPLE),
-        "--mutants": tmp_path / "mutants.parquet",
-        "--samples": "samples.tsv",
-        "--variants": "variants.tsv",
-    }
-    options = [str(part) for pair in paths.items() for part in pair]
-    command = [sys.executable, ROOT / "scripts" / "match_variants.py", "--sample", "a", *options]
-    result = subprocess.run(command, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    result = match(tmp_path, content)
     assert result.returncode == 78
     assert complaint in error_line(result)
     assert not (tmp_path / "mutants.parquet").exists()
