@@ -5,6 +5,7 @@ import json
 import random
 import re
 import shutil
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from urllib.parse import unquote
@@ -26,9 +27,13 @@ STOPS = "TTAATTAATTAA" * 3
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+def run(once: Callable[[str, Callable[[Path], None]], Path]) -> Workspace:
     """Samples of both kinds and of proteins in one, of genes, and of proteins alone, embedded by a tiny ESM-2."""
-    work = Workspace(tmp_path_factory.mktemp("contigs"))
+    return Workspace(once("contigs", run_all_kinds))
+
+
+def run_all_kinds(directory: Path) -> None:
+    work = Workspace(directory)
     reference.tiny_esm2(work.root / "tiny.pt")
     genome = genomes.contigs(genomes.demo_proteins()[:24], gc=0.5, seed=6, pieces=4)
     draw = random.Random(6)
@@ -55,7 +60,6 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     }
     work.write_config({MODEL: model}, samples="samples.csv", chunk=300, contigs=["mean", "max"], exports=["gff"])
     work.run()
-    return work
 
 
 def catalog(work: Workspace, sample: str) -> pd.DataFrame:
@@ -151,8 +155,8 @@ def test_what_is_made_of_contigs_is_refused_where_there_are_none(work: Workspace
     assert f"config: {key if key == 'contigs' else f'{key}: {names[0]}'}: " in error_line(result)
 
 
-def test_fragments_have_the_vectors_of_their_residues(run: Workspace) -> None:
-    model = reference.tiny_esm2(run.root / "again.pt")
+def test_fragments_have_the_vectors_of_their_residues(run: Workspace, tmp_path: Path) -> None:
+    model = reference.tiny_esm2(tmp_path / "again.pt")
     sequences = pd.read_parquet(run.root / "results/sequences/mixed.parquet").drop_duplicates("key").set_index("key")
     records = catalog(run, "mixed")[(run.status("mixed")["status"] == "embedded").to_numpy()]
     residues = [sequences["residues"][key].decode() for key in records["key"]]

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -51,29 +52,32 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def run(uniprot: list[str], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    work = Workspace(tmp_path_factory.mktemp("esmc"))
+def run(uniprot: list[str], once: Callable[[str, Callable[[Path], None]], Path]) -> Run:
     model = esmc.tiny_esmc(layers=LAYERS)
-    (work.root / "weights").mkdir()
-    esmc.write(work.root / "weights", model, "transformers")
-    (work.root / "weights" / "README.md").write_text(f"---\nlicense: {LICENCE}\n---\n")
     chosen = [s for s in uniprot if len(s) <= MAX_LENGTH][:6] + [s for s in uniprot if 150 <= len(s) <= 300][:3]
     sequences = {f"p{number}": sequence for number, sequence in enumerate([*chosen, "M", "MXBZUOW"])}
     entries = [plain(name, sequence) for name, sequence in sequences.items()]
-    work.write_samples([("a", work.write_fasta("a.fasta", entries))])
     pooled = ["mean", "max", "std", "bos"]
     windows = {"long_sequences": "window", "max_length": MAX_LENGTH, "window_overlap": OVERLAP}
     cut = {"long_sequences": "truncate", "max_length": MAX_LENGTH}
-    work.write_config(
-        {
-            "windows": windows | {"weights": "weights", "layers": [-1], "representations": [*pooled, *RAGGED]},
-            "cut": cut | {"weights": "weights", "layers": [0, 2], "representations": ["mean", *RAGGED]},
-            "cut_2024": cut | {"weights": esmc.write(work.root, model, "2024").name, "layers": [0, 2]},
-        },
-        workers={"mix_models": True},
-    )
-    work.run("--", "all", "report")
-    return Run(work, sequences, model)
+
+    def run_all(directory: Path) -> None:
+        work = Workspace(directory)
+        (directory / "weights").mkdir()
+        esmc.write(directory / "weights", model, "transformers")
+        (directory / "weights" / "README.md").write_text(f"---\nlicense: {LICENCE}\n---\n")
+        work.write_samples([("a", work.write_fasta("a.fasta", entries))])
+        work.write_config(
+            {
+                "windows": windows | {"weights": "weights", "layers": [-1], "representations": [*pooled, *RAGGED]},
+                "cut": cut | {"weights": "weights", "layers": [0, 2], "representations": ["mean", *RAGGED]},
+                "cut_2024": cut | {"weights": esmc.write(directory, model, "2024").name, "layers": [0, 2]},
+            },
+            workers={"mix_models": True},
+        )
+        work.run("--", "all", "report")
+
+    return Run(Workspace(once("esmc", run_all)), sequences, model)
 
 
 @pytest.mark.parametrize(
