@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from esmflow.results import Results
 from esmflow.watch import look
@@ -60,8 +62,8 @@ def test_it_shows_what_is_so_before_during_and_after(baseline: Baseline, fresh: 
     os.utime(plan, ns=(times.st_atime_ns, times.st_mtime_ns))
 
     snakemake = fresh.start()
+    worker = find_worker(snakemake)
     try:
-        worker = find_worker(snakemake)
         assert worker
         wait_until(lambda: committed(fresh) > len(in_store), snakemake)
         worker.suspend()
@@ -80,6 +82,9 @@ def test_it_shows_what_is_so_before_during_and_after(baseline: Baseline, fresh: 
         assert snakemake.wait() == 0
     finally:
         snakemake.kill()
+        if worker:
+            with suppress(psutil.NoSuchProcess):
+                worker.kill()
 
     after = watch(fresh)
     assert after["states"] == {"done": 1}
