@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=wo
 GPU_PYTHON ?= $(if $(wildcard .venv/run),$(BIN)/python,$(PYTHON))
 
 # Of the tests that `make check` picks, those that take most of the time and are the least likely to fail.
-SLOW := learned or longer_than or takes_no_more_memory or killed or flipped or fills_up
+SLOW := learned or any_pack or longer_than or takes_no_more_memory or killed or flipped or fills_up
 
 .PHONY: demo demo-contigs check check-tests test test-slurm lint documents bench test-gpu bench-gpu
 
