@@ -19,17 +19,20 @@ class Hdf5(h5py.File):  # type: ignore[misc]
 
     def check(self) -> None:
         """Raise the OSError that writing met. What is written after it is lost, so ask now and then."""
-        if self._raw.error:
-            raise self._raw.error
+        self._raw.check()
 
 
 @contextmanager
 def writing(target: Path) -> Iterator[Hdf5]:
     """Write an HDF5 file in one atomic step. Raises OSError where that cannot be."""
     with files.atomic(target) as temporary, temporary.open("r+b", buffering=0) as file:
-        with Hdf5(_Kept(file)) as hdf5:
-            yield hdf5
-        hdf5.check()
+        raw = _Kept(file)
+        try:
+            with Hdf5(raw) as hdf5:
+                yield hdf5
+        finally:
+            # The disk's error, and not what the library makes of reading back what was never written.
+            raw.check()
 
 
 def text(value: str) -> str:
@@ -44,6 +47,11 @@ class _Kept:
         self._file = file
         self.error: OSError | None = None
         self.seek, self.tell, self.read, self.readinto = file.seek, file.tell, file.read, file.readinto
+
+    def check(self) -> None:
+        """Raise the error."""
+        if self.error:
+            raise self.error
 
     def write(self, data: memoryview) -> int:
         left = memoryview(data)

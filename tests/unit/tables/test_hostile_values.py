@@ -1,5 +1,6 @@
 """Exports of records whose headers and disks are not as one would wish: NUL bytes, huge IDs, no room."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from esmflow.representation import Output
 from esmflow.results import Results, read_outcomes
 from esmflow.store.store import Store, commit
 from esmflow.tables.exports import EXPORTS
+from esmflow.tables.hdf5 import writing
 from esmflow.tables.ordered import embedded
 from esmflow.tables.residues import write_residues
 from esmflow.tables.status import write_status
@@ -114,3 +116,18 @@ def test_a_disk_that_fills_up_under_an_export_is_told_in_one_line_and_nothing_is
     assert "cannot be written: the disk is full" in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
     assert [path for path in small_disk.rglob("*") if path.is_file() or path.name.startswith(".")] == []
+
+
+def fill_and_stumble(target: Path) -> None:
+    """Write more than there is room for, of which the library then misses something."""
+    with writing(target) as file:
+        file["x"] = np.zeros(1 << 20, np.float32)
+        file.flush()
+        raise OSError("Can't read data (wrong signature)")
+
+
+def test_what_hdf5_says_of_data_that_a_full_disk_has_lost_is_not_what_is_told(small_disk: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as told:
+        fill_and_stumble(small_disk / "x.h5")
+    assert told.value.errno == errno.ENOSPC
+    assert list(small_disk.iterdir()) == []
