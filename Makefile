@@ -38,7 +38,7 @@ test-slurm: .venv/dev
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
 			slurmctld slurmd slurm-client munge iproute2; \
 	fi
-	$(BIN)/python -m pytest -rs --numprocesses=4 --dist=worksteal tests/slurm
+	$(BIN)/python -m pytest -rs --numprocesses=3 --dist=worksteal tests/slurm
 
 lint: .venv/dev
 	$(BIN)/ruff check $(SOURCES)
