@@ -77,8 +77,18 @@ class Int8(nn.Module):
 
 
 def rounded_to_int8(x: torch.Tensor) -> torch.Tensor:
-    scale = x.detach().abs().amax(-1, keepdim=True) / 127
-    return (x.detach() / scale).round() * scale
+    x = x.detach()
+    scale = x.abs().amax(-1, keepdim=True) / 127
+    return (x / scale).round() * scale
+
+
+def make_int8(module: nn.Module) -> None:
+    """Put `Int8` in the place of all dense layers within."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear):
+            setattr(module, name, Int8(child))
+        else:
+            make_int8(child)
 
 
 def main() -> None:
@@ -137,11 +147,7 @@ def main() -> None:
                     depth = model.architecture.layers
                     values = embed(model, sequences, vectors_of(model))
                     print_cosines([name, precision, stream, device.type], depth, values, own)
-    for layer in learned.layers:
-        for part in [*layer.modules()]:
-            for name, child in part.named_children():
-                if isinstance(child, nn.Linear):
-                    setattr(part, name, Int8(child))
+    make_int8(learned.layers)
     rows = [reference.represent_fully(learned, protein, contacts=False) for protein in real]
     values = {Output(*key): [row[key] for row in rows] for key in rows[0]}
     print_cosines(["ESM-2 8M, learned", "int8", "float32", "cpu"], learned.num_layers, values, expected)

@@ -3,6 +3,7 @@ import os
 import sys
 from pathlib import Path
 
+import psutil
 from snakemake.settings.types import DeploymentMethod
 
 sys.path.insert(0, SCRIPTS)
@@ -48,9 +49,13 @@ os.environ.update(
     ESMFLOW_PYTHON=(
         "python" if DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method else sys.executable
     ),
-    # Only a job that was submitted has a time limit, which the worker must know.
-    ESMFLOW_IN_ALLOCATION="yes" if workflow.remote_exec else "",
 )
+# Only a job that was submitted has a time limit. It counts from the start of the first of the job's Snakemakes, which may
+# take a minute to come to the worker.
+if workflow.remote_exec:
+    os.environ.setdefault("ESMFLOW_JOB_BEGAN", str(psutil.Process().create_time()))
+else:
+    os.environ.pop("ESMFLOW_JOB_BEGAN", None)
 
 # Files of fewer bytes are told apart by their content, as Snakemake does for those that are newer.
 SMALL = 1_000_000

@@ -25,6 +25,6 @@ rule embed:
     shell:
         '"$ESMFLOW_PYTHON" "$ESMFLOW"/embed.py'
         " --log {log:q} --job={input:q} --store={params.store:q} --receipt={output:q}"
-        " --heartbeats={params.heartbeats:q} ${{ESMFLOW_IN_ALLOCATION:+--time-limit {resources.runtime}}}"
+        " --heartbeats={params.heartbeats:q} ${{ESMFLOW_JOB_BEGAN:+--time-limit {resources.runtime} --job-began $ESMFLOW_JOB_BEGAN}}"
         " --gpus {resources.gpus_per_job} --threads {threads} --processes {resources.processes}"
         " --tokens-per-pack {resources.tokens_per_pack} --attention {resources.attention}"

@@ -4,6 +4,7 @@ In: a job (JSON), and the shards and weights that it names. Out: the job's recei
 heartbeat (JSON, and as Prometheus metrics). On SIGTERM, SIGINT or SIGUSR1, and before the time limit, it ends with 75.
 """
 
+import time
 from argparse import Namespace
 from contextlib import nullcontext
 from dataclasses import replace
@@ -34,7 +35,7 @@ def main(options: Namespace) -> None:
             Start(tuple(gpus), max(usable_threads(options.threads) // processes, 1), options.tokens_per_pack),
             processes=processes,
             heartbeats=options.heartbeats,
-            seconds=60 * options.time_limit or float("inf"),
+            seconds=60 * options.time_limit - (time.time() - options.job_began) if in_allocation else float("inf"),
         )
 
 
@@ -50,4 +51,7 @@ if __name__ == "__main__":
     arguments.add_argument("--attention", type=lambda text: text.split(","), default=[], help="MODEL=KERNEL,...")
     arguments.add_argument("--tokens-per-pack", type=command.number_or_auto, help="a number, or auto")
     arguments.add_argument("--time-limit", type=float, default=0, help="minutes of the allocation; 0 is no limit")
+    arguments.add_argument(
+        "--job-began", type=float, default=time.time(), help="when the allocation began, as Unix time; else now"
+    )
     command.run(main, arguments)

@@ -1,6 +1,7 @@
 """Shared fixtures: learned weights, real proteins, tiny checkpoints and runs of the workflow."""
 
 import gzip
+import multiprocessing
 import os
 import shutil
 import signal
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import warm
 import yaml
 from Bio import SeqIO
 from filelock import FileLock
@@ -49,6 +51,14 @@ def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[P
         return directory
 
     return get
+
+
+@pytest.fixture(scope="module")
+def forked_pools() -> Iterator[None]:
+    """Pools that tests make in their own process fork theirs, where how these begin is not what is tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(multiprocessing, "get_context", lambda _: warm.CONTEXT)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,8 @@ _LENGTHS = [20, 25, 30, 35, 40, 45, 60, 70, 80, 90]
 PROTEINS = [plain(f"p{n}", "".join(_draw.choices("ACDEFGHIKLMNPQRSTVWY", k=n))) for n in _LENGTHS]
 #: They share proteins.
 SAMPLES = {"a": PROTEINS[:7], "b": PROTEINS[3:9]}
-#: The unique proteins of both samples, and those of them that are longer than MAX_LENGTH.
-UNIQUE, LONG = 9, 3
+#: The unique proteins of both samples.
+UNIQUE = 9
 MODEL = {"weights": "one.pt", "long_sequences": "truncate", "max_length": MAX_LENGTH}
 TABLE = f"layer{LAYERS}.mean"
 
@@ -57,16 +57,20 @@ def read_records(path: Path, model: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, residues) for name, residues in records if len(residues) <= longest]
 
 
+def fasta_files(work: Workspace) -> dict[str, Path]:
+    """The FASTA file of each sample of the sheet."""
+    sheet = [line.split("\t") for line in (work.root / "samples.tsv").read_text().splitlines()[1:]]
+    return {sample: work.root / fasta for sample, fasta in sheet}
+
+
 def assert_right(work: Workspace) -> None:
     """Every table that the config asks for has fair-esm's vectors of the records of its FASTA file."""
     config = yaml.safe_load((work.root / "config.yaml").read_text())
-    sheet = [line.split("\t") for line in (work.root / "samples.tsv").read_text().splitlines()[1:]]
-    samples = {sample: work.root / fasta for sample, fasta in sheet}
     for name, model in config["models"].items():
         trunk = reference.tiny_esm2(work.root / "reference.pt", seed=int(model["weights"] == "two.pt"))
         bound = 3e-2 if model.get("precision") == "bf16" else 1e-3 if config.get("vectors") == "float16" else 1e-5
         cut = None if model["long_sequences"] == "full" else model["max_length"]
-        for sample, fasta in samples.items():
+        for sample, fasta in fasta_files(work).items():
             records = read_records(fasta, model)
             for layer, kind in product(model.get("layers", [-1]), model.get("representations", ["mean"])):
                 layer %= LAYERS + 1
@@ -74,7 +78,7 @@ def assert_right(work: Workspace) -> None:
                 assert list(zip(table["id"], table["length"], strict=True)) == [(r, len(s)) for r, s in records]
                 seen = [residues[:cut] for _, residues in records]
                 assert worst_error(table, seen, lambda s, t=trunk: reference.represent(t, s), layer, kind) <= bound
-    for sample, fasta in samples.items():
+    for sample, fasta in fasta_files(work).items():
         status = work.status(sample)
         assert status["id"].to_list() == [line[1:] for line in fasta.read_text().splitlines()[::2]]
         by_every_model = min(len(read_records(fasta, model)) for model in config["models"].values())

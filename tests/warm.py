@@ -8,15 +8,12 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
-
 PROJECT = str(Path(__file__).parents[1])
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["pytest", "pyarrow.parquet", "snakemake.cli", "torch"])
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["pytest", "pyarrow.parquet", "snakemake.cli", "torch"])
 
 
 def run_snakemake(command: list[str], cwd: Path, env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
@@ -24,7 +21,7 @@ def run_snakemake(command: list[str], cwd: Path, env: Mapping[str, str]) -> subp
     assert command[:3] == [sys.executable, "-m", "snakemake"]
     with tempfile.TemporaryDirectory() as directory:
         outputs = [Path(directory, name) for name in ("stdout", "stderr")]
-        process = _CONTEXT.Process(target=_run, args=(command[2:], cwd, dict(env), outputs))
+        process = CONTEXT.Process(target=_run, args=(command[2:], cwd, dict(env), outputs))
         process.start()
         process.join()
         texts = [path.read_text() if path.exists() else "" for path in outputs]
@@ -44,11 +41,3 @@ def _run(arguments: list[str], cwd: Path, env: dict[str, str], outputs: list[Pat
     from snakemake.cli import main
 
     main()
-
-
-@contextmanager
-def forked_pools() -> Iterator[None]:
-    """Have pools that tests make in their own process fork theirs, where how these begin is not what is tested."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(multiprocessing, "get_context", lambda _: _CONTEXT)
-        yield

@@ -3,8 +3,6 @@
 import functools
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +12,6 @@ import tiny_run as tiny
 import torch
 import yaml
 from workflow import (
-    ENVIRONMENT,
     MAX_LENGTH,
     MODEL,
     ROOT,
@@ -135,8 +132,6 @@ def demo(esm2_8m: Path, once: Callable[[str, Callable[[Path], None]], Path]) -> 
         config["models"]["esm2_8M"]["weights"] = str(esm2_8m)
         (directory / "config.yaml").write_text(yaml.safe_dump({"esmflow": config}))
         (directory / "Snakefile").write_text(f'configfile: "config.yaml"\n{importing()}{LISTING}')
-        command = [sys.executable, "-m", "snakemake", "--cores", "2"]
-        result = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False, env=ENVIRONMENT)
-        assert result.returncode == 0, result.stdout + result.stderr
+        Workspace(directory, project=directory).run()
 
     return Workspace(once("demo", run))

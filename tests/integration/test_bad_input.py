@@ -25,6 +25,7 @@ import torch
 from in_process import call
 from likelihood_runs import Run
 from workflow import (
+    DEADLINE,
     ENVIRONMENT,
     LAYERS,
     MAX_LENGTH,
@@ -312,7 +313,7 @@ def interrupted(baseline: Baseline, target: Workspace, arguments: list[str]) -> 
     try:
         wait_until(lambda: len(target.store_files()) > before, process)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=DEADLINE)
     finally:
         process.kill()
     return subprocess.CompletedProcess(command, process.returncode, "", errors)
@@ -395,7 +396,7 @@ def test_ctrl_c_amid_the_imports_is_told_in_one_line() -> None:
     try:
         wait_until(lambda: any("pyarrow" in part.path for part in psutil.Process(process.pid).memory_maps()), process)
         process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=60)
+        out, errors = process.communicate(timeout=DEADLINE)
     finally:
         process.kill()
     result = subprocess.CompletedProcess(command, process.returncode, out, errors)

@@ -1,11 +1,11 @@
 """Two workflows that work on one store at the same time."""
 
-import random
 import subprocess
 from pathlib import Path
 
 import pyarrow.parquet as pq
 from esmflow.sealed import open_file
+from random_residues import residues
 from tiny_run import assert_right
 from workflow import DEADLINE, Workspace, plain
 
@@ -19,8 +19,7 @@ def wait(process: subprocess.Popen[bytes], work: Workspace) -> None:
 
 def test_two_workflows_started_at_once_on_one_store_are_both_right(tiny_run: Workspace, tmp_path: Path) -> None:
     """The second has a sample of the first, cut into other shards, and one with proteins of both and its own."""
-    draw = random.Random(5)
-    proteins = [plain(f"q{n}", "".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=10 + n))) for n in range(60)]
+    proteins = [plain(f"q{number}", residues(10 + number, number)) for number in range(60)]
     samples = {"a": proteins[:35], "b": proteins[20:50], "c": [*proteins[:10], *proteins[45:]]}
     store = tmp_path / "shared"
     store.mkdir()

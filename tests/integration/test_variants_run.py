@@ -1,7 +1,6 @@
 """Variants through the workflow: a sheet, a later sheet, a bad one; and a worker killed within one long protein."""
 
 import json
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +13,8 @@ import pytest
 import reference
 from in_process import call
 from likelihood_runs import SAMPLE, Run, copies
+from random_residues import residues
 from workflow import ENVIRONMENT, ROOT, Workspace, error_line, plain, wait_until, written_times
-
-LETTERS = "ACDEFGHIKLMNPQRSTVWY"
-
-
-def residues(length: int, seed: int) -> str:
-    return "".join(random.Random(seed).choices(LETTERS, k=length))
-
 
 PROTEINS = {"p": residues(60, 1), "q": residues(25, 2), "r": residues(33, 3)}
 

@@ -19,7 +19,8 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import reference
-from esmflow.errors import DataError
+from esmflow.errors import DataError, IncompleteError
+from esmflow.files import temporary_name
 from esmflow.job import Job
 from esmflow.receipt import Receipt
 from esmflow.store.store import Store
@@ -28,8 +29,7 @@ from esmflow.worker.messages import EmbedShard, ShardDone
 from esmflow.worker.pool import WorkerPool
 from esmflow.worker.process import Embedder, Report
 from esmflow.worker.start import Start
-from esmflow.worker.worker import Stop, Worker
-from warm import forked_pools
+from esmflow.worker.worker import Stop, Worker, work
 from worker_jobs import assert_equal, make_job, rows, stored, wanted
 from workflow import DEADLINE, ENVIRONMENT, FULL_SIZE, ROOT, error_line, wait_until, written_times
 
@@ -37,12 +37,8 @@ ROUNDS = 10 if FULL_SIZE else 1
 #: Of each model of the job that several tests do.
 SHARDS = 30 if FULL_SIZE else 12
 
-
-@pytest.fixture(scope="module", autouse=True)
-def _warm() -> Iterator[None]:
-    """Pools that tests make themselves fork their processes; those of the command are spawned as ever."""
-    with forked_pools():
-        yield
+# Those of the command are spawned as ever.
+pytestmark = pytest.mark.usefixtures("forked_pools")
 
 
 @pytest.fixture(scope="module")
@@ -154,12 +150,10 @@ def test_a_signal_at_any_moment_ends_it_with_75_and_nothing_is_computed_again(
             else:
                 wait_until(lambda more=more: len(committed(tmp_path)) > more, process)  # type: ignore[misc]
             process.send_signal(draw.choice([signal.SIGTERM, signal.SIGUSR1, signal.SIGINT]))
-            asked = time.monotonic()
             _, errors = process.communicate(timeout=DEADLINE)
         finally:
             process.kill()
         assert process.returncode == 75, errors
-        assert time.monotonic() - asked < 10
         assert "run the same command again" in errors
         assert not (tmp_path / "receipt.json").exists()
         for path, times in written_times(committed(tmp_path)).items():
@@ -173,15 +167,57 @@ def test_a_signal_at_any_moment_ends_it_with_75_and_nothing_is_computed_again(
 
 def test_it_stops_by_itself_before_the_allocation_ends(esm2_8m: Path, tmp_path: Path) -> None:
     job = make_job(tmp_path, {"m": esm2_8m}, 200, per_shard=8, longest=600)
-    minutes = 0.2
-    began = time.monotonic()
-    result = embed(job, tmp_path, "--time-limit", str(minutes))
+    late = embed(job, tmp_path, "--time-limit", "10", "--job-began", str(time.time() - 600))
+    assert late.returncode == 75, late.stderr
+    assert "the allocation ends before another shard would be done: 0 of 200 shards" in error_line(late)
+    result = embed(job, tmp_path, "--time-limit", "0.2")
     assert result.returncode == 75, result.stderr
-    assert time.monotonic() - began < 60 * minutes
     assert "the allocation ends" in error_line(result)
     assert not (tmp_path / "receipt.json").exists()
     assert not list((tmp_path / "store").rglob(".*"))
     assert rows(Store(tmp_path / "store")) == 8 * len(committed(tmp_path))
+
+
+@dataclass(frozen=True)
+class StartAmidWrite(Start):
+    """Processes that do not get beyond writing a file, and have the worker asked to end meanwhile."""
+
+    parent: int = 0
+
+    def __call__(self, index: int, report: Report) -> Embedder:
+        embedder = super().__call__(index, report)
+
+        def embed(task: EmbedShard) -> Future[ShardDone]:
+            temporary_name(task.target).touch()
+            os.kill(self.parent, signal.SIGTERM)
+            signal.pause()
+            raise AssertionError("not killed")
+
+        embedder.embed = embed  # type: ignore[method-assign]
+        return embedder
+
+
+def test_what_a_process_was_writing_when_it_was_ended_is_not_left(
+    weights: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job.load(make_job(tmp_path, {"one": weights["one"]}, 1, per_shard=3))
+    store = Store(tmp_path / "store")
+    monkeypatch.setattr("esmflow.worker.worker.GRACE", 0.1)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    try:
+        with pytest.raises(IncompleteError, match="interrupted: 0 of 1 shards"):
+            work(
+                job,
+                store,
+                tmp_path / "receipt.json",
+                StartAmidWrite((), 1, None, os.getpid()),
+                processes=1,
+                heartbeats=tmp_path / "heartbeats",
+            )
+    finally:
+        for number, answer in before.items():
+            signal.signal(number, answer)
+    assert [path for path in store.root.rglob("*") if path.is_file()] == []
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,6 +18,7 @@ import pytest
 import reference
 import torch
 from Bio import SeqIO
+from random_residues import residues
 from workflow import (
     FULL_SIZE,
     LAYERS,
@@ -193,10 +193,8 @@ LONGEST = {"cuts": 60, "skips": 90}
 @pytest.fixture(scope="module")
 def two_models(once: Callable[[str, Callable[[Path], None]], Path]) -> TwoModels:
     """One model truncates at 60 and one skips what is longer than 90."""
-    draw = random.Random(3)
     lengths = [40, 59, 60, 61, 75, 89, 90, 91, 120]
-    proteins = ["".join(draw.choices("ACDEFGHIKLMNPQRSTVWY", k=length)) for length in lengths]
-    entries = [plain(f"r{number}", sequence) for number, sequence in enumerate(proteins)]
+    entries = [plain(f"r{number}", residues(length, length)) for number, length in enumerate(lengths)]
     entries.insert(2, Entry("bad", "MK-V", reason="gap"))
     entries.append(Entry("lower", "mkv" * 40, "MKV" * 40, flags="lowercase"))
 

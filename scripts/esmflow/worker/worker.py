@@ -49,17 +49,18 @@ class Stop:
 class Worker:
     """A job's way through its shards. Those that the store has when it begins, from whatever device, are passed over.
 
-    device: `cpu` or `cuda`. seconds: how long the allocation lasts; a shard that would not be done in time is not
+    device: `cpu` or `cuda`. seconds: how long the allocation goes on; a shard that would not be done in time is not
     begun. Raises OSError if the store cannot be written.
     """
 
     def __init__(self, job: Job, store: Store, heart: Heart, device: str, *, seconds: float = float("inf")) -> None:
         self.pending = [shard for shard in job.shards if not store.has(job.spaces(shard), shard.name)]
         spaces = {shard.name: job.space(shard, device) for shard in self.pending}
-        store.require_writable(set(spaces.values()))
+        self._spaces = set(spaces.values())
+        store.require_writable(self._spaces)
         self.tally = Tally(job, self.pending)
-        self._heart = heart
-        # A quarter, and at most a minute, is left for what comes before the first shard and after the last.
+        self._store, self._heart = store, heart
+        # A quarter, and at most a minute, is left for what comes after the last shard.
         self._deadline = self.tally.start + seconds - min(60.0, seconds / 4)
         tasks = [
             EmbedShard(job.models[shard.model], shard, 0, shard.sequences, store.path(spaces[shard.name], shard.name))
@@ -70,6 +71,10 @@ class Worker:
         self._failed: EsmflowError | None = None
         self._changed = threading.Event()
         heart.beat(self.tally.heartbeat("starting", [], 0, len(tasks)))
+
+    def sweep(self) -> None:
+        """Remove what the processes of a pool were writing when they were killed."""
+        self._store.sweep(self._spaces)
 
     def take_report(self, report: ShardProgress) -> None:
         """Take what a process of the pool tells."""
@@ -190,4 +195,5 @@ def work(
                 used, restarts = len(pool.processes), pool.restarts
     finally:
         heart.stop()
+        worker.sweep()
     worker.tally.receipt(store, used, restarts).save(receipt)

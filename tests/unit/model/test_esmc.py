@@ -1,15 +1,16 @@
 """ESM-C against transformers' own forward pass: every layer, representation, layout and size."""
 
 import json
-import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import peft
 import pytest
+import random_residues
 import reference
 import reference_esmc as esmc
 import torch
@@ -31,13 +32,9 @@ from safetensors.torch import save_file
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-4
 CPU = torch.device("cpu")
-LETTERS = "ACDEFGHIKLMNPQRSTVWYXBZUO"
+residues = partial(random_residues.residues, letters=random_residues.ALL_LETTERS)
 LAYOUTS = ["2024", "biohub", "biohub without a prefix", "transformers", "shards", "trunk"]
 Expected = dict[tuple[int, str], np.ndarray]
-
-
-def residues(length: int, seed: int = 0) -> str:
-    return "".join(random.Random(seed).choices(LETTERS, k=length))
 
 
 def every_output(layers: int, *of_last_layer: str) -> list[Output]:
@@ -96,7 +93,11 @@ def test_proteins_of_1_to_2000_residues_in_mixed_packs(model: torch.nn.Module, p
 
 def test_every_letter_is_the_token_that_it_is_for_transformers(model: torch.nn.Module, path: Path) -> None:
     outputs = [Output(0, "per_tok")]
-    assert_equal(embed(path, [LETTERS], outputs), [esmc.represent_fully(model, LETTERS)], outputs)
+    assert_equal(
+        embed(path, [random_residues.ALL_LETTERS], outputs),
+        [esmc.represent_fully(model, random_residues.ALL_LETTERS)],
+        outputs,
+    )
 
 
 def test_long_proteins_in_windows_and_truncated(model: torch.nn.Module, path: Path) -> None:

@@ -17,14 +17,10 @@ from esmflow.model.likelihoods import Likelihoods
 from esmflow.model.trunk import Esm
 from esmflow.representation import Output
 from esmflow.treatment import MASKED, WHOLE, Treatment
+from random_residues import LETTERS, residues
 from workflow import FULL_SIZE
 
-LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 ABSOLUTE = 1e-4
-
-
-def residues(length: int, seed: int = 0, letters: str = LETTERS) -> str:
-    return "".join(random.Random(seed).choices(letters, k=length))
 
 
 SEQUENCES = ["M", "XBZUO", residues(40), residues(130, seed=1, letters=LETTERS + "X")]

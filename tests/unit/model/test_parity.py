@@ -5,11 +5,13 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import esm
 import numpy as np
 import pytest
+import random_residues
 import reference
 import torch
 from esmflow.engine.engine import Engine
@@ -22,12 +24,8 @@ from safetensors.torch import save_file
 from workflow import FULL_SIZE
 
 RELATIVE, ABSOLUTE = 1e-5, 1e-4
-LETTERS = "ACDEFGHIKLMNPQRSTVWYXBZUO"
+residues = partial(random_residues.residues, letters=random_residues.ALL_LETTERS)
 Expected = dict[tuple[int, str], np.ndarray]
-
-
-def residues(length: int, seed: int = 0) -> str:
-    return "".join(random.Random(seed).choices(LETTERS, k=length))
 
 
 def every_output(layers: int, *more: str) -> list[Output]:

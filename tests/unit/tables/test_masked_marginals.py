@@ -1,6 +1,5 @@
 """Masked marginals from FASTA to HDF5, against masking by hand with fair-esm's module, one copy at a time."""
 
-import random
 from pathlib import Path
 
 import h5py
@@ -16,13 +15,9 @@ from esmflow.tables.residues import write_masked_marginals
 from esmflow.tables.status import write_status
 from esmflow.treatment import MASKED
 from likelihood_runs import SAMPLE, Run, copies
+from random_residues import LETTERS, residues
 
-LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 SIZE, OVERLAP = 50, 20
-
-
-def residues(length: int, seed: int, letters: str = LETTERS) -> str:
-    return "".join(random.Random(seed).choices(letters, k=length))
 
 
 RECORDS = [

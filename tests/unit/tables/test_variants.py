@@ -17,13 +17,9 @@ from esmflow.planned_model import PlannedModel
 from esmflow.run_plan import RunPlan
 from esmflow.tables.variants import write_variants
 from likelihood_runs import SAMPLE, Run, copies
+from random_residues import LETTERS, residues
 
-LETTERS = "ACDEFGHIKLMNPQRSTVWY"
 WT, MASKED = "tiny.wt_marginals", "tiny.masked_marginals"
-
-
-def residues(length: int, seed: int, letters: str = LETTERS) -> str:
-    return "".join(random.Random(seed).choices(letters, k=length))
 
 
 class ByHand:

@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,6 @@ from esmflow.worker.pool import ProcessDiedError, WorkerPool
 from esmflow.worker.serving import Report, Start
 from esmflow.worker.worker import Stop, Worker
 from pool_jobs import dies_at_start, no_device
-from warm import forked_pools
 from worker_jobs import make_shards
 
 SHAPE = Architecture("ESM-2", 2, 8, 2, 32, token_dropout=True, max_residues=None, lm_head=True, contact_head=True)
@@ -39,10 +37,7 @@ MODELS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _warm() -> Iterator[None]:
-    with forked_pools():
-        yield
+pytestmark = pytest.mark.usefixtures("forked_pools")
 
 
 def keys(shard: Shard) -> list[bytes]:

@@ -12,7 +12,6 @@ import pytest
 from esmflow.worker.gpus import claimed_gpus, visible_gpus
 from esmflow.worker.pool import WorkerPool
 from esmflow.worker.start import Start
-from warm import forked_pools
 from workflow import DEADLINE, ROOT, wait_until
 
 NUMBERS = "0,1,2,3"
@@ -20,10 +19,7 @@ UUIDS = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6,GPU-1a2b"
 MIG = "MIG-GPU-8932f937/1/0,MIG-GPU-8932f937/2/0"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _warm() -> Iterator[None]:
-    with forked_pools():
-        yield
+pytestmark = pytest.mark.usefixtures("forked_pools")
 
 
 @pytest.fixture(autouse=True)
