@@ -34,9 +34,9 @@ test: .venv/dev
 
 # Needs root, and says why it skips without.
 test-slurm: .venv/dev
-	if [ "$$(id -u)" = 0 ] && which apt-get && ! which munged slurmctld slurmd ip; then \
+	if [ "$$(id -u)" = 0 ] && which apt-get && ! which munged slurmctld slurmd slurmdbd mariadb-install-db ip; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-			slurmctld slurmd slurm-client munge iproute2; \
+			slurmctld slurmd slurmdbd slurm-client munge iproute2 mariadb-server-core mariadb-client-core; \
 	fi
 	$(BIN)/python -m pytest -rs --numprocesses=3 --dist=worksteal tests/slurm
 

@@ -16,12 +16,11 @@ from workflow import DEADLINE, ENVIRONMENT, ROOT, Workspace, wait_until
 HERE = Path(__file__).parent
 #: The second node, which only the partitions that say so have: there is what befalls nodes.
 SPARE = "spare"
-NEEDED = ["munged", "slurmctld", "slurmd", "ip"]
+NEEDED = ["munged", "slurmctld", "slurmd", "slurmdbd", "mariadb-install-db", "ip"]
+ACCOUNT = "my_account"
 
-#: What a user changes in the profile. There are no accounts here, and the GPUs are fake: they are asked for, and the
-#: config has the CPU used.
+#: What a user changes in the profile. The GPUs are fake: they are asked for, and the config has the CPU used.
 CHANGES = {
-    "    slurm_account: my_account\n": "",
     "gpu_model: a100": "gpu_model: fake\n    gpu: 1",
     "gres: gpu:a100:1": "gres: gpu:fake:1",
 }
@@ -41,7 +40,8 @@ TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/linux
 JobAcctGatherParams=OverMemoryKill
 JobAcctGatherFrequency=1
-AccountingStorageType=accounting_storage/none
+AccountingStorageType=accounting_storage/{storage}
+AccountingStoragePass={root}/munge.socket
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 DefMemPerCPU=500
@@ -69,6 +69,18 @@ PartitionName=cheap Nodes={spare} PriorityTier=1 PreemptMode=REQUEUE MaxTime=60 
 PartitionName=scavenger Nodes={spare} PriorityTier=1 PreemptMode=CANCEL MaxTime=60 State=UP
 PartitionName=urgent Nodes={spare} PriorityTier=2 PreemptMode=OFF MaxTime=60 State=UP
 """
+_ACCOUNTING = """
+AuthType=auth/munge
+AuthInfo=socket={root}/munge.socket
+DbdHost={host}
+DbdAddr=127.0.0.1
+SlurmUser=root
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StorageUser=root
+PidFile={root}/slurmdbd.pid
+LogFile={root}/slurmdbd.log
+"""
 
 
 @dataclass(frozen=True)
@@ -79,6 +91,8 @@ class Cluster:
     """Its configuration, state and logs."""
     init: psutil.Process
     """The process that holds its namespaces; the daemons, and all jobs, are below it."""
+    accounting: bool
+    """Whether it has accounts, one of them `ACCOUNT`, and a database of its jobs."""
 
     def command(self, *arguments: str | Path, directory: Path | None = None) -> list[str]:
         """The command that runs another one within the cluster, where SLURM is the only thing to be reached."""
@@ -147,6 +161,8 @@ class OnCluster(Workspace):
         text = (ROOT / "profiles" / self.profile / "config.yaml").read_text()
         for old, new in CHANGES.items():
             text = text.replace(old, new)
+        if not self.cluster.accounting:
+            text = text.replace(f"    slurm_account: {ACCOUNT}\n", "")
         text = text.replace("slurm_partition: gpu", f"slurm_partition: {self.partition}")
         (self.root / "profile").mkdir(exist_ok=True)
         (self.root / "profile" / "config.yaml").write_text(text)
@@ -198,15 +214,17 @@ def missing() -> str:
 
 
 @contextmanager
-def cluster(root: Path, gpus: int = 2) -> Iterator[Cluster]:
-    """Start munged, slurmctld and slurmd in an empty directory; all that runs there is killed at the end.
+def cluster(root: Path, gpus: int = 2, *, accounting: bool = False) -> Iterator[Cluster]:
+    """Start munged, slurmctld, slurmd and, for accounting, slurmdbd in an empty directory; all is killed at the end.
 
     The namespaces have no network but loopback, and a /etc/slurm of their own. Their first process is killed if this
     one dies, and the kernel then kills the rest.
     """
     (root / "slurm").mkdir(parents=True)
     host = socket.gethostname().partition(".")[0]
-    (root / "slurm" / "slurm.conf").write_text(_CONFIG.format(root=root, host=host, spare=SPARE, gpus=gpus))
+    storage = "slurmdbd" if accounting else "none"
+    config = _CONFIG.format(root=root, host=host, spare=SPARE, gpus=gpus, storage=storage)
+    (root / "slurm" / "slurm.conf").write_text(config)
     (root / "slurm" / "gres.conf").write_text(f"Name=gpu Type=fake File={root}/gpu[0-{gpus - 1}]\n")
     unshare = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
     with (root / "daemons.log").open("wb") as log:
@@ -218,8 +236,10 @@ def cluster(root: Path, gpus: int = 2) -> Iterator[Cluster]:
         )
     try:
         wait_until(lambda: bool(psutil.Process(process.pid).children()), process)
-        started = Cluster(root, psutil.Process(process.pid).children()[0])
+        started = Cluster(root, psutil.Process(process.pid).children()[0], accounting)
         wait_until(lambda: (root / "munge.socket").exists(), process)
+        if accounting:
+            _start_accounting(started, host)
         started.start_daemon("slurmctld")
         for node in (host, SPARE):
             started.start_daemon("slurmd", "-N", node, node=node)
@@ -231,6 +251,24 @@ def cluster(root: Path, gpus: int = 2) -> Iterator[Cluster]:
             for first in psutil.Process(process.pid).children() or [psutil.Process(process.pid)]:
                 first.kill()
         process.wait()
+
+
+def _start_accounting(cluster: Cluster, host: str) -> None:
+    """MariaDB and slurmdbd, and an account that root may use."""
+    root, database = cluster.root, cluster.root / "database"
+    cluster.run("mariadb-install-db", "--no-defaults", f"--datadir={database}", "--user=root", "--skip-test-db")
+    place = [f"--datadir={database}", f"--socket={database}/socket", "--bind-address=127.0.0.1"]
+    command = ["mariadbd", "--no-defaults", *place, "--user=root", "--skip-grant-tables"]
+    cluster.run("sh", "-c", '"$@" > "$0" 2>&1 &', root / "database.log", *command)
+    wait_until(lambda: (database / "socket").exists())
+    file = root / "slurm" / "slurmdbd.conf"
+    file.touch(0o600)
+    file.write_text(_ACCOUNTING.format(root=root, host=host))
+    cluster.start_daemon("slurmdbd")
+    listing = cluster.command("sacctmgr", "show", "cluster")
+    wait_until(lambda: subprocess.run(listing, capture_output=True, check=False).returncode == 0)
+    for words in (["cluster", "test"], ["account", ACCOUNT], ["user", "root", f"account={ACCOUNT}"]):
+        cluster.run("sacctmgr", "--immediate", "add", *words)
 
 
 def _is_ready(cluster: Cluster) -> bool:

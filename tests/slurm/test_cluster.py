@@ -21,8 +21,15 @@ with cluster(Path(sys.argv[1])) as started:
 """
 
 
+def runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def running(pids: list[int]) -> list[int]:
-    return [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE]
+    return list(filter(runs, pids))
 
 
 def test_nothing_runs_once_a_cluster_is_left(slurm: Cluster, tmp_path: Path) -> None:
