@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,7 +14,10 @@ import duckdb
 from esmflow import files
 from esmflow.errors import DataError, IncompleteError, WriteError
 
-MEMORY_LIMIT = "512MB"
+#: What DuckDB may have of memory.
+MEMORY_MB = 512
+#: What it needs at least for rows that it groups, though it spills: for 100 million, 1 GB was too little, 2 GB enough.
+_BYTES_PER_ROW = 32
 #: What DuckDB raises for a Parquet file that is damaged.
 UNREADABLE = (duckdb.IOException, duckdb.InvalidInputException)
 _numbers = itertools.count()
@@ -30,7 +33,7 @@ def connect(target: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """
     spill = files.temporary_name(target.with_name(f"{target.name}.spill"))
     settings: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": MEMORY_LIMIT,
+        "memory_limit": f"{MEMORY_MB}MB",
         # As the rules ask for one core; those for reading ahead would be four for each of the machine's.
         "threads": 1,
         "async_threads": 1,
@@ -61,6 +64,15 @@ def connect(target: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         raise DataError(f"{target}: what it is made from is damaged ({str(error).partition(chr(10))[0]})") from error
     finally:
         shutil.rmtree(spill, ignore_errors=True)
+
+
+def make_room(connection: duckdb.DuckDBPyConnection, paths: Iterable[Path]) -> None:
+    """Let a connection have the memory that it takes to group the rows of these Parquet files by their keys."""
+    [(rows,)] = connection.execute(
+        "SELECT count(*) FROM read_parquet($1, hive_partitioning = false)", [list(map(literal, paths))]
+    ).fetchall()
+    memory = max(MEMORY_MB, rows * _BYTES_PER_ROW // 1_000_000)
+    connection.execute(f"SET memory_limit = '{memory}MB'")
 
 
 def literal(path: Path) -> str:

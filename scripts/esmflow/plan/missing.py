@@ -80,6 +80,7 @@ class WorkList:
         # What streams from a connection ends when the same is asked for something else.
         self._noting = connection.cursor()
         self._samples, self._paths = list(sequences), list(map(whole, sequences.values()))
+        database.make_room(connection, self._paths)
         connection.execute(
             f"""
             CREATE TABLE entry AS

@@ -45,6 +45,7 @@ class LocatedRecords:
             raise DataError(line)
         self._connection, self._model, self._output = connection, model, output
         self._files: list[StoreFile] = []
+        database.make_room(connection, [catalog])
         self._find_places(catalog, store)
         records = connection.sql(
             """
