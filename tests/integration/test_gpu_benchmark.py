@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from workflow import DEADLINE, ENVIRONMENT, FULL_SIZE, ROOT, wait_until
 
-#: What a machine with a lent GPU has, beside what these need themselves.
+#: What a machine with a GPU may have and no more, beside what these need themselves.
 PACKAGES = ["torch", "numpy", "pandas", "pyarrow", "h5py", "transformers", "triton"]
 PARTS = ["about", "clocks", "rates", "variants", "parity", "store", "peers"]
 BENCHMARKS = ROOT / "benchmarks"
