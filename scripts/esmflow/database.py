@@ -71,8 +71,8 @@ def make_room(connection: duckdb.DuckDBPyConnection, paths: Iterable[Path]) -> N
     [(rows,)] = connection.execute(
         "SELECT count(*) FROM read_parquet($1, hive_partitioning = false)", [list(map(literal, paths))]
     ).fetchall()
-    memory = max(MEMORY_MB, rows * _BYTES_PER_ROW // 1_000_000)
-    connection.execute(f"SET memory_limit = '{memory}MB'")
+    if (memory := rows * _BYTES_PER_ROW // 1_000_000) > MEMORY_MB:
+        connection.execute(f"SET memory_limit = '{memory}MB'")
 
 
 def literal(path: Path) -> str:
