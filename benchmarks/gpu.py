@@ -1,6 +1,6 @@
 """The GPU benchmark: official shapes with random weights, proteins as long as UniProt's.
 
-    make bench-gpu              all parts, for 8M, 150M, 650M and 3B
+    make bench-gpu              all parts, for ESM-2 8M, 150M, 650M and 3B and ESM-C 600M
     python benchmarks/gpu.py --parts rates,variants --models 650M
     python benchmarks/gpu.py --device cpu --precision fp32 --models tiny --proteins 20 --repeats 1 --tokens 1024
                                 all of it in small, on a CPU, to see that it runs
@@ -11,7 +11,7 @@ Each figure is a line of JSON, written at once (to benchmarks/results/gpu.jsonl,
   if asked for with GELU in the matrix product or with compiled operations; tokens per pack; memory; time by kernel; the
   least cosine of any vector to float32
 - store: FASTA file to committed store files by the real worker, from safetensors; its start, the device's idle share
-- peers: transformers (sorted, padded, as it is and compiled) and fair-esm's module on the same proteins
+- peers: transformers (sorted, padded, as it is and compiled) and, for ESM-2, fair-esm's module on the same proteins
 Clocks are noted before and after. Shares of the peak (MFU) are of the best matrix product of this run, and of the
 datasheet's figure. Needs torch, numpy, pyarrow and safetensors; what else the worker imports is stood in for by `bare/`
 where it is missing. Nothing fails for being slow.
@@ -53,15 +53,8 @@ from esmflow.model.layouts import Checkpoint  # noqa: E402
 from esmflow.model.parts import Dense, WeightAndBias, dense  # noqa: E402
 from esmflow.model.trunk import DTYPES, Esm  # noqa: E402
 from esmflow.representation import VECTORS, Output  # noqa: E402
-from random_weights import checkpoint, esm2, proteins, uniprot_like_lengths  # noqa: E402
+from random_weights import SHAPES, checkpoint, proteins, uniprot_like_lengths  # noqa: E402
 
-MODELS = {
-    "tiny": esm2(2, 64, 4),
-    "8M": esm2(6, 320, 20),
-    "150M": esm2(30, 640, 20),
-    "650M": esm2(33, 1280, 20),
-    "3B": esm2(36, 2560, 40),
-}
 #: Dense FLOPs per second in 16 bit, by NVIDIA's datasheets; a card's name holds one of these.
 DATASHEET = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 PACKAGES = ["torch", "triton", "numpy", "pyarrow", "flash-attn", "flash-attn-4", "transformers", "fair-esm"]
@@ -145,8 +138,10 @@ def rates(bench: Bench) -> None:
     side = 8192 if bench.device.type == "cuda" else 512
     bench.note("rates", what="square product", size=side, flops_per_second=product(side, side, side))
     for name in bench.options.models:
-        dim = MODELS[name].embed_dim
-        shapes = {"qkv": (dim, 3 * dim), "out": (dim, dim), "fc1": (dim, 4 * dim), "fc2": (4 * dim, dim)}
+        dim, ffn = SHAPES[name].embed_dim, SHAPES[name].ffn_dim
+        # ESM-C's gate and what it lets through are one product.
+        fc1 = 2 * ffn if SHAPES[name].kind == "ESM-C" else ffn
+        shapes = {"qkv": (dim, 3 * dim), "out": (dim, dim), "fc1": (dim, fc1), "fc2": (ffn, dim)}
         found = {layer: product(tokens, *shape) for layer, shape in shapes.items()}
         bench.note("rates", what="products", model=name, tokens=tokens, flops_per_second=found)
     source = torch.empty(1 << (30 if bench.device.type == "cuda" else 24), dtype=torch.uint8, device=bench.device)
@@ -159,7 +154,7 @@ def rates(bench: Bench) -> None:
 
 @torch.inference_mode()
 def attentions(bench: Bench, name: str, tokens: int) -> None:
-    shape = MODELS[name]
+    shape = SHAPES[name]
     lengths = sorted((length + 2 for length in uniprot_like_lengths(tokens // 300 or 1)), reverse=True)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     qkv = torch.randn(sum(lengths), 3, shape.heads, shape.head_dim).to(bench.device, bench.dtype)
@@ -209,7 +204,7 @@ def dense_with_gelu(parameters: WeightAndBias, *, gelu: bool = False) -> Dense:
 def engines(bench: Bench) -> None:
     """The engine's variants, tokens per pack, memory and time by kernel; then how near float32 they are."""
     for name in bench.options.models:
-        weights = checkpoint(MODELS[name], bench.device)
+        weights = checkpoint(SHAPES[name], bench.device)
         exact = None
         for variant, esm in variants(weights, bench):
             for tokens in [*bench.options.tokens, auto_tokens(esm)]:
@@ -275,7 +270,7 @@ def stores(bench: Bench) -> None:
     from gpu_store import measure
 
     for name in bench.options.models:
-        bench.note("store", model=name, **measure(bench, MODELS[name]))
+        bench.note("store", model=name, **measure(bench, SHAPES[name]))
 
 
 def peers(bench: Bench) -> None:
@@ -285,7 +280,7 @@ def peers(bench: Bench) -> None:
     few = bench.sequences[:: max(len(bench.sequences) // 2000, 1)]
     asked = bench.options.peers
     for name in bench.options.models:
-        shape = MODELS[name]
+        shape = SHAPES[name]
         ours = {"model": name, "proteins": len(few), "residues": sum(map(len, few))}
         if importlib.util.find_spec("transformers"):
             for how in ("eager", "compiled"):
@@ -298,7 +293,7 @@ def peers(bench: Bench) -> None:
                         bench.note("peers", whose=whose, tokens=tokens, seconds=seconds, **ours, **share)
                 except Exception as error:  # Compilers raise nearly everything, and may be absent.
                     bench.note("peers", whose=whose, unusable=f"{type(error).__name__}: {error}".partition("\n")[0])
-        if "fair-esm" in asked and importlib.util.find_spec("esm"):
+        if "fair-esm" in asked and shape.kind == "ESM-2" and importlib.util.find_spec("esm"):
             seconds = gpu_peers.fair_esm(bench, shape, few)
             bench.note("peers", whose="fair-esm", seconds=seconds, **ours, **bench.share(flops(shape, few), seconds))
 
@@ -328,7 +323,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", type=listed, default=list(PARTS))
-    parser.add_argument("--models", type=listed, default=["8M", "150M", "650M", "3B"])
+    parser.add_argument("--models", type=listed, default=["8M", "150M", "650M", "3B", "ESMC-600M"])
     parser.add_argument("--variants", type=lambda text: text.split(";"), default=["plain", "triton"])
     parser.add_argument("--peers", type=lambda text: text.split(";"), default=PEERS)
     parser.add_argument("--tokens", type=lambda text: [int(number) for number in text.split(",")])

@@ -14,28 +14,38 @@ if TYPE_CHECKING:
 FAIR_ESM_BUDGET = 4096
 
 
-@torch.inference_mode()
-def transformers(
-    bench: "Bench", shape: Architecture, sequences: Sequence[bytes], *, compiled: bool
-) -> Iterator[tuple[int, float]]:
-    """EsmModel, sdpa, length-sorted padded batches: (tokens of a batch, seconds) for several sizes."""
-    from transformers import EsmConfig, EsmModel
+def transformers_model(shape: Architecture) -> Any:
+    """The model of that shape, with sdpa as its attention."""
+    from transformers import EsmcConfig, EsmcModel, EsmConfig, EsmModel
 
+    size = {
+        "hidden_size": shape.embed_dim,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "intermediate_size": shape.ffn_dim,
+        "vocab_size": shape.vocabulary,
+        "attn_implementation": "sdpa",
+    }
+    if shape.kind == "ESM-C":
+        return EsmcModel(EsmcConfig(**size))
     config = EsmConfig(
-        vocab_size=len(TOKENS),
         mask_token_id=TOKENS.index("<mask>"),
         pad_token_id=TOKENS.index("<pad>"),
-        hidden_size=shape.embed_dim,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.ffn_dim,
         position_embedding_type="rotary",
         token_dropout=True,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
-        attn_implementation="sdpa",
+        **size,
     )
-    model: Any = EsmModel(config, add_pooling_layer=False).to(bench.device, bench.dtype).eval()
+    return EsmModel(config, add_pooling_layer=False)
+
+
+@torch.inference_mode()
+def transformers(
+    bench: "Bench", shape: Architecture, sequences: Sequence[bytes], *, compiled: bool
+) -> Iterator[tuple[int, float]]:
+    """Length-sorted padded batches: (tokens of a batch, seconds) for several sizes."""
+    model = transformers_model(shape).to(bench.device, bench.dtype).eval()
     if compiled:
         model = torch.compile(model, dynamic=True)
     numbers = {ord(letter): number for number, letter in enumerate(TOKENS) if len(letter) == 1}

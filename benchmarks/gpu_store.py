@@ -13,7 +13,7 @@ import torch
 from esmflow.architecture import Architecture
 from esmflow.inputs import fasta
 from esmflow.job import SHARD, Job, Shard
-from esmflow.model import weights
+from esmflow.model import esmc_layouts, weights
 from esmflow.planned_model import ModelSpec, PlannedModel
 from esmflow.representation import Output
 from esmflow.sealed import seal
@@ -34,11 +34,7 @@ def measure(bench: "Bench", shape: Architecture) -> dict[str, Any]:
     """Seconds from the FASTA file to the last commit, without the worker's start, and the device's idle share."""
     with tempfile.TemporaryDirectory() as directory:
         root = Path(directory)
-        tensors = checkpoint(shape, torch.device("cpu")).tensors
-        save_file({name: tensor.half().contiguous() for name, tensor in tensors.items()}, root / "model.safetensors")
-        del tensors
-        settings = {"num_attention_heads": shape.heads, "token_dropout": True, "position_embedding_type": "rotary"}
-        (root / "config.json").write_text(json.dumps(settings))
+        write_weights(root, shape)
         (root / "proteins.fasta").write_bytes(
             b"".join(b">protein%d\n%s\n" % entry for entry in enumerate(bench.sequences))
         )
@@ -66,6 +62,28 @@ def measure(bench: "Bench", shape: Architecture) -> dict[str, Any]:
         "self_check": use["self_check"],
         **bench.share(sum(shard.cost for shard in job.shards), seconds),
     }
+
+
+def write_weights(root: Path, shape: Architecture) -> None:
+    """Random weights in 16 bit and their config.json, ESM-C's as transformers has them."""
+    tensors = checkpoint(shape, torch.device("cpu")).tensors
+    settings = {"num_attention_heads": shape.heads}
+    names: dict[str, str] = {}
+    if shape.kind == "ESM-C":
+        [layout] = [layout for layout in esmc_layouts.LAYOUTS if layout.name.startswith("transformers")]
+        names = {ours: theirs for theirs, ours in {**layout.trunk, **layout.heads}.items()}
+    else:
+        settings |= {"token_dropout": True, "position_embedding_type": "rotary"}
+
+    def theirs(name: str) -> str:
+        number = next((part for part in name.split(".") if part.isdecimal()), "")
+        general = name.replace(f".{number}.", ".{}.", 1)
+        return names.get(general, general).format(number)
+
+    save_file(
+        {theirs(name): tensor.half().contiguous() for name, tensor in tensors.items()}, root / "model.safetensors"
+    )
+    (root / "config.json").write_text(json.dumps(settings))
 
 
 def make_job(root: Path, precision: str) -> Job:

@@ -19,14 +19,16 @@ def esmc(layers: int, embed_dim: int, ffn_dim: int) -> Architecture:
     return Architecture("ESM-C", layers, embed_dim, heads, ffn_dim, token_dropout=False, max_residues=None, **more)
 
 
-#: ESM-2 by the name of its size, and ESM-C.
+#: ESM-2 by the name of its size, and ESM-C; those of no published size are for where there is no GPU.
 SHAPES = {
+    "tiny": esm2(2, 64, 4),
     "8M": esm2(6, 320, 20),
+    "150M": esm2(30, 640, 20),
     "650M": esm2(33, 1280, 20),
     "3B": esm2(36, 2560, 40),
-    "ESMC-600M": esmc(36, 1152, 3072),
-    # Of no published size, for where there is no GPU.
+    "ESMC-tiny": esmc(2, 128, 192),
     "ESMC-small": esmc(6, 320, 832),
+    "ESMC-600M": esmc(36, 1152, 3072),
 }
 
 

@@ -37,12 +37,15 @@ def test_the_environment_for_gpus_has_flash_attn_and_the_pytorch_that_conda_buil
     assert any(part.startswith("flash-attn=") for part in conda)
 
 
-def test_the_lock_has_what_is_required_each_with_checksums() -> None:
-    """Lines of the lock: NAME==VERSION, perhaps a marker, and a backslash before the checksums."""
-    text = (ROOT / "requirements.lock").read_text()
+@pytest.mark.parametrize(("lock", "local"), [("requirements.lock", ""), ("requirements-cpu.lock", "+cpu")])
+def test_a_lock_has_what_is_required_each_with_checksums(lock: str, local: str) -> None:
+    """Lines of a lock: NAME==VERSION, perhaps a marker, and a backslash before the checksums."""
+    text = (ROOT / lock).read_text()
     locked = re.findall(r"(?m)^(\S+==\S+).*\\$\n +--hash=sha256:[0-9a-f]{64}", text)
     names = [line.partition("==") for line in requirements()]
-    assert {f"{name.replace('_', '-').lower()}=={version}" for name, _, version in names} <= set(locked)
+    required = {f"{name.replace('_', '-').lower()}=={version}" for name, _, version in names}
+    [torch] = [line for line in required if line.startswith("torch==")]
+    assert required - {torch} | {torch + local} <= set(locked)
     assert len(locked) == len(re.findall(r"(?m)^\w\S*==", text))
 
 

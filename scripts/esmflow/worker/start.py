@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from esmflow.worker.messages import ShardProgress
@@ -11,13 +12,47 @@ from esmflow.worker.messages import ShardProgress
 if TYPE_CHECKING:
     from esmflow.worker.process import Embedder
 
+#: Where Linux tells a process's control groups, and where these are.
+_OF_PROCESS, _GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+
 log = logging.getLogger(__name__)
 
 
+def quotas(of_process: Path = _OF_PROCESS, groups: Path = _GROUPS) -> list[float]:
+    """The CPU seconds per second that each control group above this process grants it, as containers limit them.
+
+    Linux, Documentation/admin-guide/cgroup-v2.rst (cpu.max), and of version 1 scheduler/sched-bwc.rst.
+    """
+    found = []
+    for line in of_process.read_text().splitlines() if of_process.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = groups / "cpu" if controllers else groups
+        group = top / path.lstrip("/")
+        # A container of version 1 sees its own group as the top, and is told a path that it does not see.
+        for directory in (group, *group.parents[: len(group.parts) - len(top.parts)]):
+            found += _quota(directory)
+    return found
+
+
+def _quota(group: Path) -> list[float]:
+    """That of one control group, none if it has no limit."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+    except OSError:
+        return []
+    return [] if quota in ("max", "-1") else [int(quota) / int(period)]
+
+
 def usable_threads(threads: int) -> int:
-    """So many, but no more than there are cores that this process is bound to, as by a scheduler."""
+    """So many, but no more than there are cores that this process may use by its binding and its control groups."""
     # macOS binds no process to cores.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    cores = max(min(cores, int(min(quotas(), default=cores))), 1)
     if cores < threads:
         log.warning("%d threads were asked for, but this process may use only %d of the CPU cores", threads, cores)
     return min(cores, threads)
