@@ -6,6 +6,7 @@
 - esm2_t6_8M.pt and esm2_t6_8M-contact-regression.pt: the same in fair-esm's layout, with a random LM head, since the
   fine-tuned model has none (fair-esm computes it all the same)
 - hugging_face/: the same with the config.json that transformers wants
+- hugging_face_lm.safetensors: that with the same random LM head, as esm-cpp wants it
 """
 
 import argparse
@@ -20,12 +21,13 @@ from pathlib import Path
 
 import torch
 import yaml
+from safetensors.torch import save_file
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "tests")]
 
 from esmflow.model.fetch import fetch  # noqa: E402
-from reference import esm2_of_hugging_face  # noqa: E402
+from reference import esm2_of_hugging_face, hugging_face_names  # noqa: E402
 
 EXAMPLES = Path("usr/share/doc/mmseqs2/example-data/DB.fasta.gz")
 SEED = 2024
@@ -110,6 +112,9 @@ def write_weights(directory: Path) -> None:
     hugging_face.mkdir(exist_ok=True)
     (hugging_face / "config.json").write_text(json.dumps(CONFIG, indent=2) + "\n")
     shutil.copyfile(weights, hugging_face / "pytorch_model.bin")
+    names = hugging_face_names(model.num_layers)
+    with_head = {names[name]: tensor.clone() for name, tensor in state.items() if name in names}
+    save_file(with_head, directory / "hugging_face_lm.safetensors")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ The parts, on the same real proteins (inputs.py) and the same ESM-2 8M:
 - scale: ingest and plan of a million records (scale.py)
 - large_plan, large_table, many_samples: only if asked for; some 15 minutes and 20 GB of disk (scale.py)
 - exports: only if asked for; each export of 100,000 proteins (exports.py)
+- esm_cpp: only if asked for; forward passes alone, against esm-cpp, which it installs (with_esm_cpp.py)
 Contenders take turns and medians are compared; run it on a quiet machine (measure.py tells why). Nothing fails for
 being slow. With --only, the record's other parts stay as they are.
 """
@@ -34,6 +35,7 @@ from typing import Any
 import end_to_end
 import exports
 import scale
+import with_esm_cpp
 import workers
 from measure import BUILD, HERE, PYTHON, run
 
@@ -44,7 +46,7 @@ LARGE_PARTS = {
     "many_samples": lambda inputs, work: scale.measure_samples(inputs, work, 200),
     "exports": lambda inputs, work: exports.measure(inputs, work, 100_000),
 }
-ALL_PARTS = [*PARTS, *LARGE_PARTS]
+ALL_PARTS = [*PARTS, "esm_cpp", *LARGE_PARTS]
 PACKAGES = ["torch", "transformers", "fair-esm", "snakemake", "duckdb", "pyarrow", "numpy"]
 MAX_RESIDUES = 1022
 
@@ -94,6 +96,9 @@ def main() -> None:
         if "large_model" in options.only:
             keep("large_model", measure_large_model(inputs, work, options.repeats))
             print_contenders("The 650M shape, forward passes", record["large_model"]["contenders"])
+        if "esm_cpp" in options.only:
+            keep("esm_cpp", with_esm_cpp.measure(inputs, work / "esm_cpp", options.repeats, cores()))
+            print_contenders("ESM-2 8M beside esm-cpp, forward passes", record["esm_cpp"]["contenders"])
         if "scale" in options.only:
             keep("scale", scale.measure(inputs, work / "scale", options.records))
             print_scale(record["scale"])
