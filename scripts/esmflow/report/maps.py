@@ -15,6 +15,7 @@ from esmflow.store.store import metadata_of
 
 #: Proteins in a map, drawn at random if there are more: as many as a browser moves with ease.
 MAP_PROTEINS = 5000
+_UMAP_NEIGHBOURS = 15
 #: Proteins whose neighbours are listed, and neighbours of each.
 _QUERIES, _NEIGHBOURS = 8, 5
 
@@ -87,16 +88,19 @@ _Projected = tuple[np.ndarray, tuple[str, str]]
 
 def projections(proteins: int) -> dict[str, Callable[[np.ndarray], _Projected]]:
     """What brings vectors into the plane: PCA, and UMAP where umap-learn is installed and there is enough to map."""
+    # It takes ten seconds to import.
+    if proteins <= 2 * _UMAP_NEIGHBOURS:
+        return {"PCA": pca}
     try:
         import umap
     except ImportError:
         return {"PCA": pca}
 
     def project(vectors: np.ndarray) -> _Projected:
-        place = umap.UMAP(metric="cosine", random_state=0, n_jobs=1).fit_transform(vectors)
-        return place, ("UMAP 1", "UMAP 2")
+        mapper = umap.UMAP(metric="cosine", n_neighbors=_UMAP_NEIGHBOURS, random_state=0, n_jobs=1)
+        return mapper.fit_transform(vectors), ("UMAP 1", "UMAP 2")
 
-    return {"PCA": pca, "UMAP": project} if proteins > 2 * umap.UMAP().n_neighbors else {"PCA": pca}
+    return {"PCA": pca, "UMAP": project}
 
 
 def pca(vectors: np.ndarray) -> _Projected:

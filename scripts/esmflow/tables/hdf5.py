@@ -41,12 +41,16 @@ def text(value: str) -> str:
 
 
 class _Kept:
-    """A file for HDF5, which is told that all went well: it cannot go on, nor even end, after an error."""
+    """A file for HDF5, which is told that all went well: it cannot go on, nor even end, after an error.
+
+    What the disk has not taken is kept: HDF5 reads back what it wrote, and may crash on anything else.
+    """
 
     def __init__(self, file: io.FileIO) -> None:
         self._file = file
         self.error: OSError | None = None
-        self.seek, self.tell, self.read, self.readinto = file.seek, file.tell, file.read, file.readinto
+        self._untaken: list[tuple[int, bytes]] = []
+        self.seek, self.tell, self.read = file.seek, file.tell, file.read
 
     def check(self) -> None:
         """Raise the error."""
@@ -54,13 +58,24 @@ class _Kept:
             raise self.error
 
     def write(self, data: memoryview) -> int:
-        left = memoryview(data)
+        place, left = self._file.tell(), memoryview(data)
         try:
             while left and not self.error:
                 left = left[self._file.write(left) :]
         except OSError as error:
             self.error = error
+        if self.error:
+            self._untaken.append((place, bytes(data)))
         return len(data)
+
+    def readinto(self, buffer: memoryview) -> int:
+        place, target = self._file.tell(), memoryview(buffer)
+        count = self._file.readinto(target)
+        for begin, data in self._untaken:
+            first, last = max(begin, place), min(begin + len(data), place + len(target))
+            if first < last:
+                target[first - place : last - place] = data[first - begin : last - begin]
+        return len(target) if self._untaken else count
 
     def truncate(self, size: int) -> int:
         try:

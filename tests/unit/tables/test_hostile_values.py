@@ -131,3 +131,21 @@ def test_what_hdf5_says_of_data_that_a_full_disk_has_lost_is_not_what_is_told(sm
         fill_and_stumble(small_disk / "x.h5")
     assert told.value.errno == errno.ENOSPC
     assert list(small_disk.iterdir()) == []
+
+
+def test_hdf5_reads_back_what_a_full_disk_has_not_taken(small_disk: Path) -> None:
+    """It crashes on what it finds in place of texts, which it writes in blocks that it reads again."""
+    values = np.random.default_rng(0).integers(0, 1 << 30, 1 << 20)
+    texts = [f"text {number}" for number in range(5000)]
+    read = []
+
+    def fill_and_read() -> None:
+        with writing(small_disk / "x.h5") as file:
+            file["before"], file["values"], file["texts"] = values[:1000], values, texts
+            file.flush()
+            read.extend([file["before"][...], file["values"][...], file["texts"].asstr()[...]])
+
+    with pytest.raises(OSError, match="No space left"):
+        fill_and_read()
+    assert [part.tolist() for part in read] == [values[:1000].tolist(), values.tolist(), texts]
+    assert list(small_disk.iterdir()) == []
