@@ -1,6 +1,7 @@
 """Which sequences go into one pack."""
 
 from bisect import bisect_left
+from itertools import pairwise
 
 import numpy as np
 
@@ -19,17 +20,24 @@ def plan_packs(tokens: np.ndarray, budget: int) -> list[np.ndarray]:
     free: list[int] = []
     numbers: list[int] = []
     order = np.argsort(-tokens, kind="stable")
-    for row, length in zip(order.tolist(), tokens[order].tolist(), strict=True):
-        fit = bisect_left(free, length)
-        if fit < len(free):
-            space, number = free.pop(fit), numbers.pop(fit)
-            packs[number].append(row)
-        else:
-            space, number = budget, len(packs)
-            packs.append([row])
-        space -= length
-        if space > 0:
-            place = bisect_left(free, space)
-            free.insert(place, space)
-            numbers.insert(place, number)
+    sorted_tokens = tokens[order]
+    rows, starts = order.tolist(), [0, *(np.flatnonzero(np.diff(sorted_tokens)) + 1).tolist(), len(order)]
+    for first, last in pairwise(starts if len(order) else []):
+        length = int(sorted_tokens[first])
+        while first < last:
+            fit = bisect_left(free, length)
+            if fit < len(free):
+                space, number = free.pop(fit), numbers.pop(fit)
+            else:
+                space, number = budget, len(packs)
+                packs.append([])
+            # With one of that length it is fuller still, and so the next one's place, too.
+            taken = rows[first : min(first + max(space // length, 1), last)]
+            packs[number] += taken
+            first += len(taken)
+            space -= length * len(taken)
+            if space > 0:
+                place = bisect_left(free, space)
+                free.insert(place, space)
+                numbers.insert(place, number)
     return [np.array(rows) for rows in packs]
