@@ -2,7 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := scripts tests benchmarks
-PYTEST := $(BIN)/python -m pytest --numprocesses=auto --maxprocesses=8 --dist=worksteal
+# Tests wait for processes that they kill, and a core would idle.
+PYTEST := $(BIN)/python -m pytest --numprocesses=$$(($$(getconf _NPROCESSORS_ONLN) + 1)) --maxprocesses=8 --dist=worksteal
 
 # On a machine with a GPU, whose own Python may be all that there is: tests/gpu/requirements.txt.
 GPU_PYTHON ?= $(if $(wildcard .venv/run),$(BIN)/python,$(PYTHON))
