@@ -177,7 +177,8 @@ def _cut(body: str) -> tuple[str, str]:
     if body.lstrip(_BLANKS).startswith(";"):
         return "", ";"
     # So that what follows is seen to stand within a line.
-    letter = next((place for place in range(len(body) - 1, len(body) - _KEPT, -1) if body[place].isalnum()), len(body))
+    places = range(len(body) - 1, max(len(body) - _KEPT, 0) - 1, -1)
+    letter = next((place for place in places if body[place].isalnum()), len(body))
     return body[:letter], body[letter:]
 
 

@@ -17,7 +17,7 @@ from esmflow.errors import DataError
 from esmflow.inputs import fasta
 from esmflow.inputs.catalog import ingest
 from esmflow.inputs.samples import Fasta
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 DEMO = ROOT / "config" / "demo"
@@ -179,6 +179,7 @@ def test_mutated_files_are_ingested_as_a_second_parser_reads_them_or_refused(
     chunk=st.integers(1, 20),
     long=st.sampled_from([10, 1 << 18]),
 )
+@example(content=b"\t" * 10, chunk=1, long=10)
 def test_arbitrary_bytes_are_ingested_as_a_second_parser_reads_them_or_refused(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, chunk: int, long: int
 ) -> None:
