@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from measure import MAX_RESIDUES
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "scripts")]
@@ -32,7 +33,6 @@ from esmflow.model.trunk import Esm  # noqa: E402
 from esmflow.planned_model import Descriptor  # noqa: E402
 from esmflow.representation import Output  # noqa: E402
 
-MAX_RESIDUES = 1022
 BUDGETS = [1024, 2048, 4096, 8192]
 FAIR_ESM_BUDGET = 4096
 SQUARE, FFN = (2048, 2048, 2048), (2048, 320, 1280)

@@ -7,6 +7,7 @@ import torch
 from esmflow.alphabet import BOS, EOS, TOKENS
 from esmflow.architecture import Architecture
 from forward import pad, padded_batches
+from measure import MAX_RESIDUES
 
 if TYPE_CHECKING:
     from gpu import Bench
@@ -16,8 +17,6 @@ FAIR_ESM_BUDGET = 4096
 
 def transformers_model(shape: Architecture) -> Any:
     """The model of that shape, with sdpa as its attention."""
-    from transformers import EsmcConfig, EsmcModel, EsmConfig, EsmModel
-
     size = {
         "hidden_size": shape.embed_dim,
         "num_hidden_layers": shape.layers,
@@ -27,7 +26,12 @@ def transformers_model(shape: Architecture) -> Any:
         "attn_implementation": "sdpa",
     }
     if shape.kind == "ESM-C":
+        # Older versions of transformers have none.
+        from transformers import EsmcConfig, EsmcModel
+
         return EsmcModel(EsmcConfig(**size))
+    from transformers import EsmConfig, EsmModel
+
     config = EsmConfig(
         mask_token_id=TOKENS.index("<mask>"),
         pad_token_id=TOKENS.index("<pad>"),
@@ -78,7 +82,7 @@ def fair_esm(bench: "Bench", shape: Architecture, sequences: Sequence[bytes]) ->
     model = esm.ESM2(shape.layers, shape.embed_dim, shape.heads, alphabet).to(bench.device).eval()
     strings = [sequence.decode() for sequence in sequences]
     dataset = esm.FastaBatchedDataset(range(len(strings)), strings)
-    convert = alphabet.get_batch_converter(1022)
+    convert = alphabet.get_batch_converter(MAX_RESIDUES)
     batches = [
         convert([dataset[row] for row in rows])
         for rows in dataset.get_batch_indices(FAIR_ESM_BUDGET, extra_toks_per_seq=1)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from forward import FAIR_ESM_BUDGET, MAX_RESIDUES, ROOT
+from forward import FAIR_ESM_BUDGET
+from measure import MAX_RESIDUES, ROOT
 
 sys.path[:0] = [str(ROOT / "tests")]
 

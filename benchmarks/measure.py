@@ -20,6 +20,8 @@ ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent
 BUILD = ROOT / "build" / "benchmarks"
 PYTHON = sys.executable
+#: As the extraction script of fair-esm truncates proteins.
+MAX_RESIDUES = 1022
 
 
 @dataclass(frozen=True)

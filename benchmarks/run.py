@@ -37,7 +37,7 @@ import exports
 import scale
 import with_esm_cpp
 import workers
-from measure import BUILD, HERE, PYTHON, run
+from measure import BUILD, HERE, MAX_RESIDUES, PYTHON, run
 
 PARTS = ["end_to_end", "forward", "large_model", "workers", "scale"]
 LARGE_PARTS = {
@@ -48,7 +48,6 @@ LARGE_PARTS = {
 }
 ALL_PARTS = [*PARTS, "esm_cpp", *LARGE_PARTS]
 PACKAGES = ["torch", "transformers", "fair-esm", "snakemake", "duckdb", "pyarrow", "numpy"]
-MAX_RESIDUES = 1022
 
 
 def main() -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from measure import BUILD, HERE, MAX_RESIDUES, PYTHON, run
+
 VERSION = "0.2.1"
-MAX_RESIDUES = 1022
 #: Of the proteins, one in so many: on a CPU without AVX-512 esm-cpp takes minutes for these.
 EVERY = 10
 
@@ -23,7 +24,6 @@ EVERY = 10
 def measure(inputs: Path, work: Path, repeats: int, threads: int) -> dict[str, Any]:
     """Both in turns on the same proteins, and how far their vectors of the shortest one are from each other."""
     import numpy as np
-    from measure import BUILD, HERE, PYTHON, run
 
     theirs = BUILD / f"esm-cpp-{VERSION}" / "bin" / "python"
     if not theirs.exists():

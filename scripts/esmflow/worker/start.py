@@ -52,7 +52,7 @@ def usable_threads(threads: int) -> int:
     """So many, but no more than there are cores that this process may use by its binding and its control groups."""
     # macOS binds no process to cores.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
-    cores = max(min(cores, int(min(quotas(), default=cores))), 1)
+    cores = max(int(min([cores, *quotas()])), 1)
     if cores < threads:
         log.warning("%d threads were asked for, but this process may use only %d of the CPU cores", threads, cores)
     return min(cores, threads)
