@@ -61,13 +61,13 @@ def run(
     interrupted: the line of a command that SIGINT or SIGTERM ended.
     """
     options = arguments.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if signal.getsignal(signal.SIGINT) is _interrupted_early:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
     # A log that cannot be written must not hide the one line that says so.
     logging.raiseExceptions = False
     _log_to(logging.StreamHandler(sys.stderr))
     try:
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if signal.getsignal(signal.SIGINT) is _interrupted_early:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         if options.log:
             options.log.parent.mkdir(parents=True, exist_ok=True)
             _log_to(logging.FileHandler(options.log, mode="w", encoding="utf-8"))

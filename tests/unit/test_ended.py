@@ -47,3 +47,31 @@ def test_short_memory_while_a_command_imports_is_told_in_one_line(megabytes: int
     )
     assert done.returncode == 75, done.stderr
     assert "out of memory" in error_line(done)
+
+
+#: A command that is sent SIGTERM as soon as it answers that.
+ENDED_AT_ONCE = """
+import os, signal
+from esmflow import command
+
+answer = signal.signal
+
+
+def answer_and_send(number, handler):
+    answer(number, handler)
+    if number == signal.SIGTERM:
+        os.kill(os.getpid(), number)
+
+
+signal.signal = answer_and_send
+command.run(print, command.parser(None))
+"""
+
+
+def test_a_command_that_is_ended_as_soon_as_it_answers_signals_says_so_in_a_line() -> None:
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT / "scripts")}
+    command = [sys.executable, "-c", ENDED_AT_ONCE]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert result.returncode == 75
+    assert error_line(result).endswith("interrupted; what was committed is kept, run the same command again to go on")
+    assert not result.stdout
