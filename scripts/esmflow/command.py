@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 from esmflow import files
 from esmflow.errors import DataError, EsmflowError, IncompleteError, WriteError, passing
@@ -64,27 +64,35 @@ def run(
     # A log that cannot be written must not hide the one line that says so.
     logging.raiseExceptions = False
     _log_to(logging.StreamHandler(sys.stderr))
+    signals: list[int] = []
+
+    def interrupt(number: int, _frame: FrameType | None) -> None:
+        signals.append(number)
+        raise KeyboardInterrupt
+
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, interrupt)
         if signal.getsignal(signal.SIGINT) is _interrupted_early:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, interrupt)
         if options.log:
             options.log.parent.mkdir(parents=True, exist_ok=True)
             _log_to(logging.FileHandler(options.log, mode="w", encoding="utf-8"))
         command(options)
-    except EsmflowError as error:
-        _end(error)
     except KeyboardInterrupt:
         _end(IncompleteError(interrupted))
     except Exception as error:
-        if known := _known(error):
+        # Libraries that a signal reaches while they call Python make other errors of it.
+        known = IncompleteError(interrupted) if signals else _known(error)
+        if known:
             _end(known)
         logging.exception("unexpected error")
         sys.exit(1)
 
 
 def _known(error: Exception) -> EsmflowError | None:
-    """What the system's error is to a user; None if it is a bug."""
+    """What an error is to a user; None if it is a bug."""
+    if isinstance(error, EsmflowError):
+        return error
     if passed := passing(error):
         return passed
     if not isinstance(error, OSError):

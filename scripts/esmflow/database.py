@@ -47,11 +47,6 @@ def connect(target: Path) -> Iterator[duckdb.DuckDBPyConnection]:
         raise WriteError(
             f"{target.parent}: cannot be written: no space for temporary files, or no memory; free some and run again"
         ) from error
-    except RuntimeError as error:
-        # So DuckDB says that a signal was answered by KeyboardInterrupt while it was at work.
-        if str(error) == "Query interrupted":
-            raise KeyboardInterrupt from error
-        raise
     except duckdb.IOException as error:
         text = str(error).partition("\n")[0]
         if any(os.strerror(number) in text for number in (errno.ENOSPC, errno.EDQUOT)):

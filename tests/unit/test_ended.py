@@ -68,9 +68,44 @@ command.run(print, command.parser(None))
 """
 
 
-def test_a_command_that_is_ended_as_soon_as_it_answers_signals_says_so_in_a_line() -> None:
+#: Commands that are sent SIGTERM while DuckDB reads or counts, which makes other errors of it.
+DUCKDB = """
+import os, signal, threading
+from pathlib import Path
+import pyarrow as pa
+from esmflow import command, database
+
+schema = pa.schema([("number", pa.int64())])
+
+
+def rows():
+    os.kill(os.getpid(), signal.SIGTERM)
+    yield pa.record_batch([[1]], schema)
+
+
+def read(connection):
+    connection.register("rows", pa.RecordBatchReader.from_batches(schema, rows()))
+    connection.execute("SELECT number FROM rows").fetchall()
+
+
+def count(connection):
+    threading.Timer(0.3, os.kill, [os.getpid(), signal.SIGTERM]).start()
+    connection.execute("SELECT count(*) FROM range(1000000000000) WHERE range % 7 = 3").fetchall()
+
+
+def query(_):
+    with database.connect(Path("made")) as connection:
+        {query}(connection)
+
+
+command.run(query, command.parser(None))
+"""
+
+
+@pytest.mark.parametrize("code", [ENDED_AT_ONCE, *(DUCKDB.format(query=name) for name in ("read", "count"))])
+def test_a_command_says_in_a_line_that_a_signal_has_ended_it(code: str) -> None:
     environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT / "scripts")}
-    command = [sys.executable, "-c", ENDED_AT_ONCE]
+    command = [sys.executable, "-c", code]
     result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert result.returncode == 75
     assert error_line(result).endswith("interrupted; what was committed is kept, run the same command again to go on")

@@ -223,13 +223,6 @@ def test_a_file_that_only_seemed_damaged_stays(held: Held) -> None:
     assert held.file.exists()
 
 
-def test_a_query_that_a_signal_ended_is_an_interruption_and_no_bug(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), database.connect(tmp_path / "x"):
-        raise RuntimeError("Query interrupted")  # As DuckDB has it.
-    with pytest.raises(RuntimeError, match="another"), database.connect(tmp_path / "x"):
-        raise RuntimeError("another")
-
-
 def test_a_file_that_the_database_cannot_read_is_told_in_one_line(tmp_path: Path) -> None:
     with (
         pytest.raises(IncompleteError, match=r"could not be read .*gone\.parquet"),
