@@ -7,7 +7,7 @@ store are fresh each time; weights lie in place beforehand. The contenders take 
 import csv
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,17 +18,20 @@ LAYERS = 6
 SNAKEMAKE = [Path(PYTHON).with_name("snakemake"), "--snakefile", ROOT / "Snakefile"]
 
 
-def measure(inputs: Path, work: Path, repeats: int, residues: int, proteins: int) -> dict[str, Any]:
-    """Seconds of each contender, and residues per second from their median."""
+def measure(
+    inputs: Path, work: Path, repeats: int, residues: int, proteins: int, precisions: Sequence[str] = ("fp32",)
+) -> dict[str, Any]:
+    """Seconds of each contender, and residues per second from their median. precisions: esmflow's, float32 first."""
 
-    def ours() -> tuple[Cost, dict[str, Any]]:
-        return esmflow(inputs, work / "esmflow", proteins)
+    def ours(precision: str) -> Callable[[], tuple[Cost, dict[str, Any]]]:
+        return lambda: esmflow(inputs, work / "esmflow", proteins, precision)
 
     def extract(workers: int) -> Callable[[], tuple[Cost, dict[str, Any]]]:
         return lambda: (fair_esm(inputs, work / "fair-esm", workers, proteins), {})
 
     contenders = {
-        "esmflow": ours,
+        ("esmflow" if precision == "fp32" else f"esmflow, {precision}"): ours(precision) for precision in precisions
+    } | {
         "extract, 2 loader processes": extract(2),
         "extract, no loader process": extract(0),
     }
@@ -39,9 +42,9 @@ def measure(inputs: Path, work: Path, repeats: int, residues: int, proteins: int
     return {name: _summary(own, residues) for name, own in runs.items()}
 
 
-def esmflow(inputs: Path, work: Path, proteins: int) -> tuple[Cost, dict[str, Any]]:
+def esmflow(inputs: Path, work: Path, proteins: int, precision: str) -> tuple[Cost, dict[str, Any]]:
     """One run of the workflow, and what its receipt and its rules' benchmark files say."""
-    command = prepare(inputs, work)
+    command = prepare(inputs, work, precision=precision)
     cost = run(command, work / "snakemake.log", work)
     with (work / "results" / "status" / "sample.tsv").open() as file:
         embedded = sum(row["status"] == "embedded" for row in csv.DictReader(file, delimiter="\t"))
@@ -57,7 +60,7 @@ def esmflow(inputs: Path, work: Path, proteins: int) -> tuple[Cost, dict[str, An
     }
 
 
-def prepare(inputs: Path, work: Path, **sharding: float) -> list[str | Path]:
+def prepare(inputs: Path, work: Path, precision: str = "fp32", **sharding: float) -> list[str | Path]:
     """A fresh directory for a run of the workflow, with the weights in place; the command that runs it."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -71,6 +74,7 @@ def prepare(inputs: Path, work: Path, **sharding: float) -> list[str | Path]:
                 "layers": [-1],
                 "representations": ["mean"],
                 "long_sequences": "truncate",
+                "precision": precision,
             }
         },
         "sharding": sharding,

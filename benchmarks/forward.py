@@ -4,7 +4,8 @@
 - transformers: EsmModel with sdpa attention on length-sorted padded batches of several token budgets, masked mean over
   residues; tokens are made beforehand
 - fair_esm: fair-esm's ESM2 module on the batches of its extraction script, forward pass only
-- gemm: no model, but the machine's float32 peak in matrix multiplications, against which FLOPs are set
+- gemm: no model, but the machine's peak in matrix multiplications, against which FLOPs are set
+With --precision, those two compute in bf16.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from esmflow.engine.engine import Engine  # noqa: E402
 from esmflow.engine.packing import CPU_TOKENS, plan_packs  # noqa: E402
 from esmflow.model import weights  # noqa: E402
 from esmflow.model.pack import Pack  # noqa: E402
-from esmflow.model.trunk import Esm  # noqa: E402
+from esmflow.model.trunk import DTYPES, Esm  # noqa: E402
 from esmflow.planned_model import Descriptor  # noqa: E402
 from esmflow.representation import Output  # noqa: E402
 
@@ -43,15 +45,20 @@ def main() -> None:
     parser.add_argument("contender", choices=["esmflow", "transformers", "fair_esm", "gemm"])
     parser.add_argument("inputs", type=Path, help="directory that inputs.py has made")
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     parser.add_argument("--vectors", type=Path, help="where to save the vectors, float32 [proteins, 320]")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.contender == "gemm":
-        print(json.dumps(gemm(options.threads)))
+        print(json.dumps(gemm(options.threads, DTYPES[options.precision])))
         return
     proteins = (options.inputs / "proteins.fasta").read_text().split("\n")[1::2]
-    contender = {"esmflow": esmflow, "transformers": transformers, "fair_esm": fair_esm}[options.contender]
-    figures, vectors = contender(options.inputs, proteins, options.threads)
+    contenders = {
+        "esmflow": partial(esmflow, precision=options.precision),
+        "transformers": transformers,
+        "fair_esm": fair_esm,
+    }
+    figures, vectors = contenders[options.contender](options.inputs, proteins, options.threads)
     if options.vectors:
         np.save(options.vectors, vectors)
     print(json.dumps(figures))
@@ -73,11 +80,11 @@ class Watched:
         self.passes.append((threading.get_ident(), start, time.perf_counter(), cpu, len(pack.tokens)))
 
 
-def esmflow(inputs: Path, proteins: list[str], threads: int) -> tuple[dict[str, Any], np.ndarray]:
+def esmflow(inputs: Path, proteins: list[str], threads: int, *, precision: str) -> tuple[dict[str, Any], np.ndarray]:
     sequences = [protein.encode()[:MAX_RESIDUES] for protein in proteins]
     lengths = np.array([len(sequence) for sequence in sequences])
     parts = [Path(file) for file in Descriptor.load(inputs / "descriptor.json").files]
-    model = Esm(weights.read(parts), torch.device("cpu"))
+    model = Esm(weights.read(parts), torch.device("cpu"), precision=precision)
     shape = model.architecture
     output = Output(shape.layers, "mean")
     Engine(model, threads=threads).embed(sequences[::10], [output])
@@ -196,27 +203,28 @@ def fair_esm(inputs: Path, proteins: list[str], threads: int) -> tuple[dict[str,
     return {"seconds": {name: seconds}, "padding_share": {name: 1 - real / slots}, "threads": threads}, vectors
 
 
-def gemm(threads: int) -> dict[str, float]:
-    """The best float32 FLOPs per second of matrix multiplications, on all cores in either of two ways.
+def gemm(threads: int, dtype: torch.dtype) -> dict[str, float]:
+    """The best FLOPs per second of matrix multiplications, on all cores in either of two ways.
 
     Besides the square ones, from which the peak comes, the shape of a feed-forward layer over a pack of 2,048 tokens.
     """
-    together = max(_rate(lambda: _multiply(SQUARE, 5), SQUARE, 5) for _ in range(4))
-    apart = max(_rate(lambda: _in_threads(threads, SQUARE, 5), SQUARE, 5 * threads) for _ in range(4))
-    layer = max(_rate(lambda: _in_threads(threads, FFN, 100), FFN, 100 * threads) for _ in range(4))
+    together = max(_rate(lambda: _multiply(SQUARE, 5, dtype), SQUARE, 5) for _ in range(4))
+    apart = max(_rate(lambda: _in_threads(threads, SQUARE, 5, dtype), SQUARE, 5 * threads) for _ in range(4))
+    layer = max(_rate(lambda: _in_threads(threads, FFN, 100, dtype), FFN, 100 * threads) for _ in range(4))
     return {"together": together, "apart": apart, "peak": max(together, apart), "feed_forward_shape": layer}
 
 
-def _multiply(shape: tuple[int, int, int], times: int) -> None:
+def _multiply(shape: tuple[int, int, int], times: int, dtype: torch.dtype) -> None:
     rows, inner, columns = shape
-    left, right, result = torch.ones(rows, inner), torch.ones(columns, inner), torch.empty(rows, columns)
+    left, right = torch.ones(rows, inner, dtype=dtype), torch.ones(columns, inner, dtype=dtype)
+    result = torch.empty(rows, columns, dtype=dtype)
     for _ in range(times):
         torch.mm(left, right.T, out=result)
 
 
-def _in_threads(threads: int, shape: tuple[int, int, int], times: int) -> None:
+def _in_threads(threads: int, shape: tuple[int, int, int], times: int, dtype: torch.dtype) -> None:
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        list(pool.map(lambda _: _multiply(shape, times), range(threads)))
+        list(pool.map(lambda _: _multiply(shape, times, dtype), range(threads)))
 
 
 def _rate(work: Callable[[], None], shape: tuple[int, int, int], times: int) -> float:

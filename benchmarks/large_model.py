@@ -35,28 +35,35 @@ def main() -> None:
     parser.add_argument("--proteins", type=int, default=8, help="how many of them, from the first")
     parser.add_argument("--layers", type=int, default=33)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="esmflow's")
     parser.add_argument("--vectors", type=Path, help="where to save the vectors, float32 [proteins, 1280]")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     proteins = [line[:MAX_RESIDUES] for line in options.fasta.read_text().split("\n")[1::2]][: options.proteins]
     weights = checkpoint(shallow(SHAPES["650M"], options.layers), torch.device("cpu"))
-    embed = {"esmflow": esmflow, "fair_esm": fair_esm}[options.contender](weights, options.threads)
+    contenders = {
+        "esmflow": lambda: esmflow(weights, options.threads, options.precision),
+        "fair_esm": lambda: fair_esm(weights),
+    }
+    embed = contenders[options.contender]()
     embed([min(proteins, key=len)])
     start, cpu = time.perf_counter(), time.process_time()
     vectors = embed(proteins)
     spent = {"seconds": time.perf_counter() - start, "cpu_seconds": time.process_time() - cpu}
     if options.vectors:
         np.save(options.vectors, np.array(vectors))
-    print(json.dumps(spent | {"proteins": len(proteins), "residues": sum(map(len, proteins))}))
+    shape, lengths = weights.architecture, np.array([len(protein) for protein in proteins])
+    flops = float(shape.flops(lengths + 2, shape.layers).sum())
+    print(json.dumps(spent | {"proteins": len(proteins), "residues": int(lengths.sum()), "flops": flops}))
 
 
-def esmflow(weights: Checkpoint, threads: int) -> Callable[[Sequence[str]], Vectors]:
-    engine = Engine(Esm(weights, torch.device("cpu")), threads=threads)
+def esmflow(weights: Checkpoint, threads: int, precision: str) -> Callable[[Sequence[str]], Vectors]:
+    engine = Engine(Esm(weights, torch.device("cpu"), precision=precision), threads=threads)
     mean = Output(weights.architecture.layers, "mean")
     return lambda proteins: engine.embed([protein.encode() for protein in proteins], [mean]).values[mean]
 
 
-def fair_esm(weights: Checkpoint, threads: int) -> Callable[[Sequence[str]], Vectors]:  # noqa: ARG001
+def fair_esm(weights: Checkpoint) -> Callable[[Sequence[str]], Vectors]:
     import esm
 
     shape, alphabet = weights.architecture, esm.Alphabet.from_architecture("ESM-1b")

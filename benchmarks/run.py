@@ -16,6 +16,7 @@ The parts, on the same real proteins (inputs.py) and the same ESM-2 8M:
 - large_plan, large_table, many_samples: only if asked for; some 15 minutes and 20 GB of disk (scale.py)
 - exports: only if asked for; each export of 100,000 proteins (exports.py)
 - esm_cpp: only if asked for; forward passes alone, against esm-cpp, which it installs (with_esm_cpp.py)
+- precisions: only if asked for; bf16 beside float32, for CPUs that multiply faster in it (precisions.py)
 Contenders take turns and medians are compared; run it on a quiet machine (measure.py tells why). Nothing fails for
 being slow. With --only, the record's other parts stay as they are.
 """
@@ -34,6 +35,7 @@ from typing import Any
 
 import end_to_end
 import exports
+import precisions
 import scale
 import with_esm_cpp
 import workers
@@ -46,7 +48,7 @@ LARGE_PARTS = {
     "many_samples": lambda inputs, work: scale.measure_samples(inputs, work, 200),
     "exports": lambda inputs, work: exports.measure(inputs, work, 100_000),
 }
-ALL_PARTS = [*PARTS, "esm_cpp", *LARGE_PARTS]
+ALL_PARTS = [*PARTS, "esm_cpp", "precisions", *LARGE_PARTS]
 PACKAGES = ["torch", "transformers", "fair-esm", "snakemake", "duckdb", "pyarrow", "numpy"]
 
 
@@ -98,6 +100,10 @@ def main() -> None:
         if "esm_cpp" in options.only:
             keep("esm_cpp", with_esm_cpp.measure(inputs, work / "esm_cpp", options.repeats, cores()))
             print_contenders("ESM-2 8M beside esm-cpp, forward passes", record["esm_cpp"]["contenders"])
+        if "precisions" in options.only:
+            found = precisions.measure(inputs, work / "precisions", options.repeats, residues, len(lengths), cores())
+            keep("precisions", about | found)
+            print_precisions(record["precisions"])
         if "scale" in options.only:
             keep("scale", scale.measure(inputs, work / "scale", options.records))
             print_scale(record["scale"])
@@ -227,6 +233,17 @@ def print_workers(part: dict[str, Any]) -> None:
             f"{own['startup_seconds']:.1f} s before the first; idle between shards {own['idle_share']:.2%}"
         )
     print(f"  two are {part['speedup_after_start']:.2f} times as fast as one, once started")
+
+
+def print_precisions(part: dict[str, Any]) -> None:
+    for name in ("ESM-2 8M", "650M shape"):
+        print(f"\n{name}, forward passes and pooling; bf16's least cosine to float32: {part[name]['least_cosine']:.6f}")
+        exact = part[name]["precisions"]["fp32"]
+        for precision, own in part[name]["precisions"].items():
+            rate, share = own["flops_per_second"], own["share_of_gemm_peak"]
+            times = rate / exact["flops_per_second"]
+            print(f"  {precision}: {rate / 1e9:,.1f} GFLOP/s, {share:.0%} of its peak, {times:.2f} x float32")
+    print_end_to_end(part["end_to_end"])
 
 
 def print_scale(part: dict[str, Any]) -> None:

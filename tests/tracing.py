@@ -119,7 +119,8 @@ class Traffic(TorchDispatchMode):
             written = [read[0], *written]
         elif name == "copy_":
             read, written = read[1:], read[:1]
-        if not VIEWS.fullmatch(name) and sum(read + written):
+        unchanged = name == "to" and result is arguments[0]
+        if not VIEWS.fullmatch(name) and not unchanged and sum(read + written):
             self.kernels.append((name, sum(read + written)))
         return result
 

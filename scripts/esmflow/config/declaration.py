@@ -105,7 +105,8 @@ class Model(_Part):
     )
     precision: Literal["auto", "fp32", "fp16", "bf16"] = _key(
         "`fp32`, `fp16`, `bf16`, or `auto`: fp16 on a GPU (for ESM-C bf16), fp32 on a CPU; of what is in the "
-        "store it takes both. 16 bit is for matrix products and attention; the rest is float32 in any case",
+        "store it takes both. 16 bit is for matrix products and, on a GPU, attention; the rest is float32 in any case. "
+        "A CPU is faster in bf16 with AMX or AVX512-BF16, and slower without: the worker's log tells at which rate",
         example="bf16",
         change="embeds what the store does not have in that precision",
         default="auto",

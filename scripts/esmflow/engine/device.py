@@ -1,6 +1,7 @@
 """Devices: whether one can be used, and whether a model fits into its memory."""
 
 import os
+import timeit
 
 import psutil
 import pynvml
@@ -8,6 +9,7 @@ import torch
 
 from esmflow.architecture import Architecture
 from esmflow.errors import DeviceError
+from esmflow.model.parts import dense
 from esmflow.model.trunk import DTYPES
 
 _GIB = 1 << 30
@@ -60,6 +62,18 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return int(psutil.virtual_memory().available)
+
+
+def relative_rate(precision: str) -> float:
+    """How fast the CPU multiplies matrices in a precision, as a share of how fast it does in float32."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(shape, generator=generator) for shape in ((256, 1280), (1280, 1280)))
+
+    def seconds(dtype: torch.dtype) -> float:
+        own, multiply = x.to(dtype), dense((weight.to(dtype), None))
+        return min(timeit.repeat(lambda: multiply(own), number=1, repeat=4))
+
+    return seconds(torch.float32) / seconds(DTYPES[precision])
 
 
 def weights_bytes(shape: Architecture, precision: str) -> int:

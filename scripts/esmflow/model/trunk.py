@@ -52,10 +52,10 @@ class _Stream:
 class Esm:
     """An ESM trunk with its weights on one device.
 
-    precision: `fp32`, or `fp16` or `bf16` for the matrix products and attention; embeddings, the residual stream,
-    LayerNorms and rotary positions are float32 in any case. attention: a kernel's name or `auto`; kernels: the name of
-    what computes between matrix products and attention, likewise. Without `resident`, the layers' weights stay where
-    the checkpoint has them, and those of one layer at a time come to the device.
+    precision: `fp32`, or `fp16` or `bf16` for the matrix products and, but on a CPU, attention; embeddings, the
+    residual stream, LayerNorms and rotary positions are float32 in any case. attention: a kernel's name or `auto`;
+    kernels: the name of what computes between matrix products and attention, likewise. Without `resident`, the layers'
+    weights stay where the checkpoint has them, and those of one layer at a time come to the device.
     Raises DataError for weights that lack a tensor, DeviceError for a kernel that does not work here.
     """
 
@@ -74,7 +74,11 @@ class Esm:
         self.precision = precision
         self.resident = resident
         self._dtype = dtype = DTYPES[precision]
-        self.attention, self._attend = choose(attention, device, dtype, architecture.heads, architecture.head_dim)
+        # What a CPU wins by 16 bit in large products, it loses in those of attention, which are small.
+        self._attention_dtype = torch.float32 if device.type == "cpu" else dtype
+        self.attention, self._attend = choose(
+            attention, device, self._attention_dtype, architecture.heads, architecture.head_dim
+        )
         self.kernels, self._kernels = choose_kernels(kernels, device, dtype, architecture)
         tensors = Tensors(checkpoint.tensors, device, dtype, architecture.norm_eps, self._kernels, resident)
         self._embedding = tensors.take("embed_tokens.weight")
@@ -128,12 +132,12 @@ class Esm:
         x, norm, dtype = stream.x, layer.attention_norm, self._dtype
         qkv = layer.qkv(
             norm(x).to(dtype) if stream.delta is None else kernels.add_norm(x, stream.delta, share, norm, dtype)
-        )
+        ).to(self._attention_dtype)
         if stream.turn is not None:
             kernels.rotate(qkv, stream.turn, layer.qk_norm)
         if stream.observe:
             stream.observe(number, qkv)
-        attended = self._attend(qkv, stream.cu_seqlens, stream.lengths)
+        attended = self._attend(qkv, stream.cu_seqlens, stream.lengths).to(dtype)
         if rows is not None:
             x, attended = x.index_select(0, rows), attended.index_select(0, rows)
         stream.x = x

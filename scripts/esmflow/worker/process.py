@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 
 from esmflow.engine.budget import auto_tokens
-from esmflow.engine.device import usable_gpu
+from esmflow.engine.device import relative_rate, usable_gpu
 from esmflow.engine.engine import Engine
 from esmflow.engine.figures import Figures
 from esmflow.engine.self_check import self_check
@@ -237,6 +237,10 @@ def load_engine(
         engine.tokens_per_pack,
         threads,
     )
+    if device.type == "cpu" and precision != "fp32":
+        rate = relative_rate(precision)
+        advice = "; 'precision: fp32' is faster and more exact" if rate < 1 else ""
+        log.info("this CPU computes products in %s at %.2g times the rate of float32%s", precision, rate, advice)
     return engine
 
 

@@ -1,6 +1,8 @@
 """16 bit, and the choice of precision and attention kernel."""
 
+import logging
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +16,12 @@ from esmflow.engine.task import Embedded
 from esmflow.errors import DeviceError
 from esmflow.model import weights
 from esmflow.model.attention import choose
+from esmflow.model.pack import Pack
 from esmflow.model.trunk import Esm
 from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
 from esmflow.representation import Output
 from esmflow.treatment import WHOLE
+from esmflow.worker.process import load_engine
 
 CPU = torch.device("cpu")
 
@@ -36,6 +40,23 @@ def test_16_bit_keeps_its_bound_in_every_layer(esm2_8m: Path, uniprot: list[str]
     for row, sequence in enumerate(sequences):
         expected = reference.represent(model, sequence)
         assert min(cosine(vectors[output][row], expected[output]) for output in outputs) >= bound
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_cpu_attends_in_float32_and_says_how_fast_its_products_are(
+    esm2_8m: Path, caplog: pytest.LogCaptureFixture, precision: str
+) -> None:
+    checkpoint = weights.read([esm2_8m])
+    descriptor = Descriptor("m", [str(esm2_8m)], [], "ab" * 32, checkpoint.architecture)
+    model = PlannedModel(ModelSpec("m", (1,), ("mean",), "skip", 1022, 0, precision), descriptor)
+    with caplog.at_level(logging.INFO):
+        engine = load_engine(model, precision, CPU, 1, None)
+    seen: list[torch.dtype] = []
+    list(engine.model.representations(Pack.of([b"MKTAYIAK"]), [1], lambda _, qkv: seen.append(qkv.dtype)))
+    assert seen == [torch.float32]
+    line = caplog.messages[-1]
+    [rate] = re.findall(r"at ([\d.e-]+) times the rate of float32", line)
+    assert ("'precision: fp32' is faster" in line) == (float(rate) < 1)
 
 
 def test_what_overflows_in_fp16_is_computed_in_float32(tmp_path: Path) -> None:
