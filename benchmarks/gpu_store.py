@@ -45,7 +45,7 @@ def measure(bench: "Bench", shape: Architecture) -> dict[str, Any]:
         begin = Start(("0",) if on_gpu else (), torch.get_num_threads(), None)
         if on_gpu:
             torch.cuda.empty_cache()
-        work(job, Store(root / "store"), root / "receipt.json", begin, processes=1, heartbeats=root / "heartbeats")
+        work(job, Store(root / "store"), root / "receipt.json", begin, heartbeats=root / "heartbeats")
         receipt = json.loads((root / "receipt.json").read_text())
     figures, [use] = receipt["figures"], receipt["models"].values()
     seconds = reading + figures["seconds"] - figures["startup_seconds"]

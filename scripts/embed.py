@@ -13,8 +13,9 @@ from pathlib import Path
 from esmflow import command
 from esmflow.job import Job
 from esmflow.store.store import Store
+from esmflow.worker.cores import usable_threads
 from esmflow.worker.gpus import claimed_gpus, visible_gpus
-from esmflow.worker.start import Start, usable_threads
+from esmflow.worker.start import Start
 from esmflow.worker.worker import work
 
 
@@ -23,6 +24,7 @@ def main(options: Namespace) -> None:
     in_allocation = options.time_limit > 0
     with nullcontext(visible_gpus()[: options.gpus]) if in_allocation else claimed_gpus(options.gpus) as gpus:
         processes = len(gpus) or options.processes
+        threads = max(usable_threads(options.threads) // processes, 1)
         job = Job.load(options.job)
         kernels = dict(pair.split("=") for pair in options.attention)
         models = {
@@ -32,8 +34,7 @@ def main(options: Namespace) -> None:
             replace(job, models=models),
             Store(options.store),
             options.receipt,
-            Start(tuple(gpus), max(usable_threads(options.threads) // processes, 1), options.tokens_per_pack),
-            processes=processes,
+            Start(tuple(gpus), threads, options.tokens_per_pack, processes),
             heartbeats=options.heartbeats,
             seconds=60 * options.time_limit - (time.time() - options.job_began) if in_allocation else float("inf"),
         )

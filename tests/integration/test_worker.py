@@ -210,8 +210,7 @@ def test_what_a_process_was_writing_when_it_was_ended_is_not_left(
                 job,
                 store,
                 tmp_path / "receipt.json",
-                StartAmidWrite((), 1, None, os.getpid()),
-                processes=1,
+                StartAmidWrite((), 1, None, parent=os.getpid()),
                 heartbeats=tmp_path / "heartbeats",
             )
     finally:
@@ -246,7 +245,7 @@ def test_a_sequence_that_kills_alone_is_skipped_and_its_neighbours_are_not(
     job_file = make_job(tmp_path, {"one": weights["one"]}, 3, per_shard=3)
     job = Job.load(job_file)
     [*_, deadly, _] = pq.read_table(job.shards[1].file)["key"].to_pylist()
-    done = embed_here(job_file, tmp_path, StartDeadly((), 1, None, deadly))
+    done = embed_here(job_file, tmp_path, StartDeadly((), 1, None, deadly=deadly))
     embed_here(job_file, tmp_path / "healthy", Start((), 1, None))
     store = Store(tmp_path / "store")
     ours, theirs = stored(store), stored(Store(tmp_path / "healthy" / "store"))

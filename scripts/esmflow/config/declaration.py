@@ -164,7 +164,8 @@ class Workers(_Part):
         ge=0,
     )
     processes: int = _key(
-        "processes of a job without a GPU, which share its threads; with GPUs there is one for each",
+        "processes of a job without a GPU, which share its threads and the NUMA nodes of the machine; with "
+        "GPUs there is one for each",
         example=4,
         change="nothing",
         default=1,

@@ -170,7 +170,6 @@ def work(
     receipt: Path,
     start: Start,
     *,
-    processes: int,
     heartbeats: Path,
     seconds: float = float("inf"),
 ) -> None:
@@ -190,7 +189,7 @@ def work(
     used = restarts = 0
     try:
         if worker.pending:
-            with WorkerPool(start, processes, on_report=worker.take_report) as pool:
+            with WorkerPool(start, start.processes, on_report=worker.take_report) as pool:
                 worker.embed(pool, stop)
                 used, restarts = len(pool.processes), pool.restarts
     finally:

@@ -1,4 +1,4 @@
-"""How a process of the pool begins."""
+"""The CPU cores that a process may use."""
 
 import os
 import subprocess
@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from esmflow.worker.start import quotas
+from esmflow.worker.cores import quotas
 from workflow import ENVIRONMENT, ROOT
 
 LIMITED = """
 import logging, os
 from pathlib import Path
-from esmflow.worker.start import usable_threads
+from esmflow.worker.cores import usable_threads
 logging.basicConfig(format="%(message)s")
 before = usable_threads(1)
 {limit}
@@ -87,3 +87,38 @@ def test_what_control_groups_grant_is_read_as_linux_documents_it(
 
 def test_a_system_without_control_groups_limits_nothing(tmp_path: Path) -> None:
     assert quotas(tmp_path / "none", tmp_path / "none") == []
+
+
+PLACED = """
+import logging, os, sys
+from pathlib import Path
+from esmflow.worker.cores import stay_on_a_node
+logging.basicConfig(format="%(message)s", level=logging.INFO)
+stay_on_a_node(*map(int, sys.argv[1:4]), nodes=Path(sys.argv[4]))
+print(*sorted(os.sched_getaffinity(0)))
+"""
+
+
+def placed(index: int, processes: int, threads: int, nodes: Path) -> tuple[set[int], str]:
+    """The cores of a process after it was placed on one of these NUMA nodes, and what it says."""
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT / "scripts")}
+    command = [sys.executable, "-c", PLACED, *map(str, (index, processes, threads)), str(nodes)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    return {int(core) for core in result.stdout.split()}, result.stderr
+
+
+def test_processes_share_out_the_numa_nodes_whose_cores_they_may_use(tmp_path: Path) -> None:
+    if not hasattr(os, "sched_getaffinity") or len(cores := sorted(os.sched_getaffinity(0))) < 2:
+        pytest.skip("processes cannot be bound here, or have one core")
+    others = {0: f"{cores[0]}", 1: f"{cores[1]}-{cores[-1]},9998-9999", 2: "10000", 3: ""}
+    for number, cpulist in others.items():
+        (tmp_path / f"node{number}").mkdir()
+        (tmp_path / f"node{number}/cpulist").write_text(cpulist + "\n")
+    assert placed(0, 2, 1, tmp_path) == ({cores[0]}, "bound to the cores of NUMA node 1 of 2\n")
+    assert placed(1, 2, 1, tmp_path) == (set(cores[1:]), "bound to the cores of NUMA node 2 of 2\n")
+    for processes, threads in ((4, 1), (2, 2)):
+        assert placed(0, processes, threads, tmp_path) == (set(cores), ""), "one node has too few cores"
+    everywhere, told = placed(0, 1, 1, tmp_path)
+    assert everywhere == set(cores)
+    assert "'workers.processes: 2'" in told
+    assert placed(0, 2, 1, tmp_path / "node0") == (set(cores), ""), "there are no nodes"
