@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import warm
 import yaml
@@ -28,6 +29,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from esmflow.model.fetch import fetch
+from workflow import FULL_SIZE
+
+# Hypothesis times no test, and draws the same each time, but at full size.
+hypothesis.settings.register_profile("esmflow", hypothesis.settings.get_profile("ci"), derandomize=not FULL_SIZE)
+hypothesis.settings.load_profile("esmflow")
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build"

@@ -17,7 +17,7 @@ from esmflow.errors import DataError
 from esmflow.inputs import fasta
 from esmflow.inputs.catalog import ingest
 from esmflow.inputs.samples import Fasta
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 DEMO = ROOT / "config" / "demo"
@@ -173,7 +173,6 @@ def test_mutated_files_are_ingested_as_a_second_parser_reads_them_or_refused(
     assert expected.count(None) > FILES / 10
 
 
-@settings(deadline=None)
 @given(
     content=st.one_of(st.binary(), st.lists(st.sampled_from([b">", b"M", b"k", b">a\n", *SNIPPETS])).map(b"".join)),
     chunk=st.integers(1, 20),
@@ -209,7 +208,6 @@ def test_other_encodings_are_refused_by_name(tmp_path: Path, encoding: str) -> N
     assert f"UTF-{encoding[4:6]} text, not FASTA" in (refusal(path) or "")
 
 
-@settings(deadline=None)
 @given(content=st.binary(min_size=1), at=st.integers(0), value=st.integers(1, 255))
 def test_one_changed_byte_of_a_gzip_file_is_refused_or_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, at: int, value: int
