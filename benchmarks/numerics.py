@@ -4,7 +4,8 @@
 
 On the CPU: float32 against the forward pass of fair-esm, for ESM-C of transformers: for random models of each kind and
 the learned ESM-2 8M of the demo on real proteins. 16 bit for the latter, and for many random layers, to float32: with
-the residual stream in float32 (as esmflow has it) and, to show why, in 16 bit; where there is a GPU, there too. And the
+attention in float32 (as on a CPU) and in 16 bit (as on a GPU), and, to show why it is float32, the residual stream in
+16 bit, too; where there is a GPU, there as well. And the
 learned one by fair-esm's module with the products of its layers in int8, to show why esmflow has no such precision.
 """
 
@@ -39,8 +40,16 @@ CPU = torch.device("cpu")
 Expected = list[dict[tuple[int, str], np.ndarray]]
 
 
-class Residual16(Esm):
-    """With the residual stream in 16 bit, as in a model that was converted as a whole."""
+class Attention16(Esm):
+    """With attention in 16 bit, as it is on a GPU."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, *, precision: str) -> None:
+        super().__init__(checkpoint, device, precision=precision)
+        self.attention_dtype = DTYPES[precision]
+
+
+class Residual16(Attention16):
+    """With the residual stream in 16 bit, too, as in a model that was converted as a whole."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, *, precision: str) -> None:
         super().__init__(checkpoint, device, precision=precision)
@@ -132,8 +141,8 @@ def main() -> None:
     values = embed(exact, short, vectors_of(exact))
     by_layers = [{output: vectors[row] for output, vectors in values.items()} for row in range(len(short))]
     print("\n16 bit: least cosine of a protein to float32\n")
-    print_row("model", "precision", "residual stream", "device", "layers", *VECTORS)
-    print_row(*["---"] * (len(VECTORS) + 5))
+    print_row("model", "precision", "attention", "residual stream", "device", "layers", *VECTORS)
+    print_row(*["---"] * (len(VECTORS) + 6))
     devices = [CPU, *([torch.device("cuda")] if torch.cuda.is_available() else [])]
     for name, weights_of, sequences, own in (
         ("ESM-2 8M, learned", learned_weights, real, expected),
@@ -142,15 +151,18 @@ def main() -> None:
     ):
         for device in devices:
             for precision in ("fp16", "bf16"):
-                for stream, kind in (("float32", Esm), ("16 bit", Residual16)):
+                kinds = [("16 bit", "float32", Attention16), ("16 bit", "16 bit", Residual16)]
+                if device == CPU:
+                    kinds.insert(0, ("float32", "float32", Esm))
+                for attention, stream, kind in kinds:
                     model = kind(weights_of, device, precision=precision)
                     depth = model.architecture.layers
                     values = embed(model, sequences, vectors_of(model))
-                    print_cosines([name, precision, stream, device.type], depth, values, own)
+                    print_cosines([name, precision, attention, stream, device.type], depth, values, own)
     make_int8(learned.layers)
     rows = [reference.represent_fully(learned, protein, contacts=False) for protein in real]
     values = {Output(*key): [row[key] for row in rows] for key in rows[0]}
-    print_cosines(["ESM-2 8M, learned", "int8", "float32", "cpu"], learned.num_layers, values, expected)
+    print_cosines(["ESM-2 8M, learned", "int8", "float32", "float32", "cpu"], learned.num_layers, values, expected)
 
 
 def random_esmc(path: Path, layers: int, sequences: Sequence[str]) -> tuple[Checkpoint, Expected]:

@@ -75,9 +75,9 @@ class Esm:
         self.resident = resident
         self._dtype = dtype = DTYPES[precision]
         # What a CPU wins by 16 bit in large products, it loses in those of attention, which are small.
-        self._attention_dtype = torch.float32 if device.type == "cpu" else dtype
+        self.attention_dtype = torch.float32 if device.type == "cpu" else dtype
         self.attention, self._attend = choose(
-            attention, device, self._attention_dtype, architecture.heads, architecture.head_dim
+            attention, device, self.attention_dtype, architecture.heads, architecture.head_dim
         )
         self.kernels, self._kernels = choose_kernels(kernels, device, dtype, architecture)
         tensors = Tensors(checkpoint.tensors, device, dtype, architecture.norm_eps, self._kernels, resident)
@@ -132,7 +132,7 @@ class Esm:
         x, norm, dtype = stream.x, layer.attention_norm, self._dtype
         qkv = layer.qkv(
             norm(x).to(dtype) if stream.delta is None else kernels.add_norm(x, stream.delta, share, norm, dtype)
-        ).to(self._attention_dtype)
+        ).to(self.attention_dtype)
         if stream.turn is not None:
             kernels.rotate(qkv, stream.turn, layer.qk_norm)
         if stream.observe:

@@ -20,7 +20,9 @@ class Start:
     """One for each process, by the number or UUID that CUDA_VISIBLE_DEVICES takes; none for the CPU."""
     threads: int
     tokens_per_pack: int | None
+    """None: what suits the device."""
     processes: int = 1
+    """Of the pool; on GPUs as many as these."""
 
     @property
     def device(self) -> str:

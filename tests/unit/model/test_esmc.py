@@ -24,7 +24,7 @@ from esmflow.model import weights
 from esmflow.model.adapters import adapter_files
 from esmflow.model.layouts import Checkpoint
 from esmflow.model.state import weight_files
-from esmflow.model.trunk import Esm
+from esmflow.model.trunk import DTYPES, Esm
 from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
 from esmflow.representation import VECTORS, Output
 from esmflow.treatment import WHOLE, Treatment
@@ -110,15 +110,17 @@ def test_long_proteins_in_windows_and_truncated(model: torch.nn.Module, path: Pa
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp16", 0.9999), ("bf16", 0.999)])
 @pytest.mark.parametrize("large", [1.0, 30.0])
+@pytest.mark.parametrize("as_on_a_gpu", [False, True])
 def test_16_bit_keeps_its_bound_also_where_the_stream_grows_large(
-    tmp_path: Path, precision: str, bound: float, large: float
+    tmp_path: Path, precision: str, bound: float, large: float, as_on_a_gpu: bool
 ) -> None:
     deep = esmc.tiny_esmc(layers=30, large=large)
     sequences = ["MK", residues(60), residues(100)]
     outputs = [Output(layer, name) for layer in range(31) for name in VECTORS]
-    embedded = Engine(Esm(read(esmc.write(tmp_path, deep, "2024")), CPU, precision=precision)).embed(
-        [s.encode() for s in sequences], outputs
-    )
+    model = Esm(read(esmc.write(tmp_path, deep, "2024")), CPU, precision=precision)
+    if as_on_a_gpu:
+        model.attention_dtype = DTYPES[precision]
+    embedded = Engine(model).embed([s.encode() for s in sequences], outputs)
     for row, sequence in enumerate(sequences):
         expected = esmc.represent_fully(deep, sequence)
         for output in outputs:

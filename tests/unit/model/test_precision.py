@@ -17,7 +17,7 @@ from esmflow.errors import DeviceError
 from esmflow.model import weights
 from esmflow.model.attention import choose
 from esmflow.model.pack import Pack
-from esmflow.model.trunk import Esm
+from esmflow.model.trunk import DTYPES, Esm
 from esmflow.planned_model import Descriptor, ModelSpec, PlannedModel
 from esmflow.representation import Output
 from esmflow.treatment import WHOLE
@@ -30,15 +30,21 @@ def cosine(found: np.ndarray, expected: np.ndarray) -> float:
     return float(found @ expected / np.linalg.norm(found) / np.linalg.norm(expected))
 
 
+@pytest.mark.parametrize("as_on_a_gpu", [False, True])
 @pytest.mark.parametrize(("precision", "bound"), [("fp16", 0.9999), ("bf16", 0.999)])
-def test_16_bit_keeps_its_bound_in_every_layer(esm2_8m: Path, uniprot: list[str], precision: str, bound: float) -> None:
+def test_16_bit_keeps_its_bound_in_every_layer(
+    esm2_8m: Path, uniprot: list[str], precision: str, bound: float, as_on_a_gpu: bool
+) -> None:
     sequences = [sequence[:100] for sequence in random.Random(8).sample(uniprot, 4)]
     outputs = [Output(layer, name) for layer in range(7) for name in reference.REPRESENTATIONS]
-    engine = Engine(Esm(weights.read([esm2_8m]), CPU, precision=precision), threads=2)
+    model = Esm(weights.read([esm2_8m]), CPU, precision=precision)
+    if as_on_a_gpu:
+        model.attention_dtype = DTYPES[precision]
+    engine = Engine(model, threads=2)
     vectors = engine.embed([sequence.encode() for sequence in sequences], outputs).values
-    model = reference.esm2_of_hugging_face(esm2_8m)
+    theirs = reference.esm2_of_hugging_face(esm2_8m)
     for row, sequence in enumerate(sequences):
-        expected = reference.represent(model, sequence)
+        expected = reference.represent(theirs, sequence)
         assert min(cosine(vectors[output][row], expected[output]) for output in outputs) >= bound
 
 
