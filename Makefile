@@ -9,7 +9,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses=$$(($$(getconf _NPROCESSORS_ONL
 GPU_PYTHON ?= $(if $(wildcard .venv/run),$(BIN)/python,$(PYTHON))
 
 # Of the tests that `make check` picks, those that take most of the time and are the least likely to fail.
-SLOW := learned or any_pack or longer_than or takes_no_more_memory or killed or flipped or fills_up
+SLOW := learned or any_pack or longer_than or takes_no_more_memory or memory_that_it_takes or killed or flipped or fills_up or few_packages or example_runs or is_its_own
 
 # Some images have this set, with which every process would compile all that it imports: Snakemake's start takes 5 s then, not 2.
 unexport PYTHONDONTWRITEBYTECODE
