@@ -5,7 +5,7 @@
   residues; tokens are made beforehand
 - fair_esm: fair-esm's ESM2 module on the batches of its extraction script, forward pass only
 - gemm: no model, but the machine's peak in matrix multiplications, against which FLOPs are set
-With --precision, those two compute in bf16.
+With --precision, esmflow and gemm compute in bf16.
 """
 
 import argparse

@@ -8,6 +8,7 @@ lost its core, which makes transformers and fair-esm several times slower (esmfl
 threads, hardly). So OMP_WAIT_POLICY=passive is set for all, and what others took of the machine is recorded.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 HERE = Path(__file__).parent
@@ -59,6 +61,12 @@ def run(command: Sequence[str | Path], log: Path, cwd: Path = ROOT) -> Cost:
     busy, total = (after - before for after, before in zip(cpu_times(), (busy, total), strict=True))
     others = max(busy - cpu_seconds, 0) / total if total else 0.0
     return Cost(seconds, cpu_seconds, usage.ru_maxrss * unit, round(others, 3))
+
+
+def figures(command: Sequence[str | Path], log: Path) -> dict[str, Any]:
+    """Run a command that prints its figures as JSON in its last line; these, and the share of others."""
+    cost = run(command, log)
+    return json.loads(log.read_text().splitlines()[-1]) | {"others": cost.others}
 
 
 def cpu_times() -> tuple[float, float]:

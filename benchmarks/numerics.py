@@ -5,8 +5,8 @@
 On the CPU: float32 against the forward pass of fair-esm, for ESM-C of transformers: for random models of each kind and
 the learned ESM-2 8M of the demo on real proteins. 16 bit for the latter, and for many random layers, to float32: with
 attention in float32 (as on a CPU) and in 16 bit (as on a GPU), and, to show why it is float32, the residual stream in
-16 bit, too; where there is a GPU, there as well. And the
-learned one by fair-esm's module with the products of its layers in int8, to show why esmflow has no such precision.
+16 bit, too; where there is a GPU, there as well. And the learned one by fair-esm's module with the products of its
+layers in int8, to show why esmflow has no such precision.
 """
 
 import argparse

@@ -3,13 +3,12 @@
 What is won depends on the CPU: with AMX or AVX512-BF16 it has several times the peak, without them a fraction of it.
 """
 
-import json
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import end_to_end
-from measure import HERE, PYTHON, run
+from measure import HERE, PYTHON, figures
 
 PRECISIONS = ("fp32", "bf16")
 
@@ -20,24 +19,20 @@ def measure(inputs: Path, work: Path, repeats: int, residues: int, proteins: int
 
     work.mkdir()
     shapes = {
-        "ESM-2 8M": ["forward.py", "esmflow", inputs],
-        "650M shape": ["large_model.py", "esmflow", inputs / "proteins.fasta"],
+        "ESM-2 8M": [PYTHON, HERE / "forward.py", "esmflow", inputs],
+        "650M shape": [PYTHON, HERE / "large_model.py", "esmflow", inputs / "proteins.fasta"],
     }
     runs: dict[tuple[str, str], list[dict[str, Any]]] = {(name, own): [] for name in shapes for own in PRECISIONS}
     peaks = dict.fromkeys(PRECISIONS, 0.0)
 
-    def figures(command: list[Any], precision: str, vectors: Path) -> dict[str, Any]:
-        script, *arguments = command
-        options = ["--threads", str(threads), "--precision", precision, "--vectors", vectors]
-        cost = run([PYTHON, HERE / script, *arguments, *options], work / "log")
-        return json.loads((work / "log").read_text().splitlines()[-1]) | {"others": cost.others}
-
     for _ in range(repeats):
         for precision in PRECISIONS:
-            peak = figures(["forward.py", "gemm", inputs], precision, work / "none")["peak"]
+            options = ["--threads", str(threads), "--precision", precision]
+            peak = figures([PYTHON, HERE / "forward.py", "gemm", inputs, *options], work / "log")["peak"]
             peaks[precision] = max(peaks[precision], peak)
             for name, command in shapes.items():
-                runs[name, precision].append(figures(command, precision, work / f"{name}.{precision}.npy"))
+                vectors = work / f"{name}.{precision}.npy"
+                runs[name, precision].append(figures([*command, *options, "--vectors", vectors], work / "log"))
 
     result: dict[str, Any] = {"gemm_peak_flops_per_second": {name: round(peak) for name, peak in peaks.items()}}
     for name in shapes:

@@ -39,7 +39,7 @@ import precisions
 import scale
 import with_esm_cpp
 import workers
-from measure import BUILD, HERE, MAX_RESIDUES, PYTHON, run
+from measure import BUILD, HERE, MAX_RESIDUES, PYTHON, figures, run
 
 PARTS = ["end_to_end", "forward", "large_model", "workers", "scale"]
 LARGE_PARTS = {
@@ -121,11 +121,9 @@ def measure_forward(inputs: Path, work: Path, repeats: int, residues: int) -> di
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for _ in range(repeats):
         for name in names:
-            log = work / f"{name}.log"
             vectors = work / f"{name}.npy"
             command = [PYTHON, HERE / "forward.py", name, inputs, "--threads", str(cores()), "--vectors", vectors]
-            cost = run(command, log)
-            runs[name].append(json.loads(log.read_text().splitlines()[-1]) | {"others": cost.others})
+            runs[name].append(figures(command, work / f"{name}.log"))
     contenders = {}
     for name in ("esmflow", "transformers", "fair_esm"):
         for label in runs[name][0]["seconds"]:
@@ -155,21 +153,18 @@ def measure_large_model(inputs: Path, work: Path, repeats: int) -> dict[str, Any
 
     names = {"esmflow": "esmflow", "fair_esm": "fair-esm's module"}
     contenders: dict[str, Any] = {label: {"seconds": [], "cpu_seconds": [], "others": []} for label in names.values()}
-    figures: dict[str, Any] = {}
+    about: dict[str, Any] = {}
     for _ in range(repeats):
         for name, label in names.items():
-            log = work / f"large-{name}.log"
             command = [PYTHON, HERE / "large_model.py", name, inputs / "proteins.fasta", "--threads", str(cores())]
-            cost = run([*command, "--vectors", work / f"large-{name}.npy"], log)
-            figures = json.loads(log.read_text().splitlines()[-1])
-            for spent in ("seconds", "cpu_seconds"):
-                contenders[label][spent].append(round(figures.pop(spent), 3))
-            contenders[label]["others"].append(cost.others)
+            about = figures([*command, "--vectors", work / f"large-{name}.npy"], work / f"large-{name}.log")
+            for spent in ("seconds", "cpu_seconds", "others"):
+                contenders[label][spent].append(round(about.pop(spent), 3))
     for own in contenders.values():
-        own["residues_per_second"] = round(figures["residues"] / median(own["seconds"]), 1)
+        own["residues_per_second"] = round(about["residues"] / median(own["seconds"]), 1)
     ours, theirs = (np.load(work / f"large-{name}.npy").astype(np.float64) for name in names)
     difference = np.linalg.norm(ours - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
-    return figures | {
+    return about | {
         "contenders": contenders,
         "largest_relative_difference_to_fair_esm": float(f"{difference.max():.3g}"),
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from measure import BUILD, HERE, MAX_RESIDUES, PYTHON, run
+from measure import BUILD, HERE, MAX_RESIDUES, PYTHON, figures
 
 VERSION = "0.2.1"
 #: Of the proteins, one in so many: on a CPU without AVX-512 esm-cpp takes minutes for these.
@@ -41,8 +41,7 @@ def measure(inputs: Path, work: Path, repeats: int, threads: int) -> dict[str, A
     for _ in range(repeats):
         for whose, command in (("esmflow", forward), (name, peer)):
             log, vectors = work / f"{whose}.log", work / f"{whose}.npy"
-            cost = run([*command, "--threads", str(threads), "--vectors", vectors], log)
-            runs[whose].append(json.loads(log.read_text().splitlines()[-1]) | {"others": cost.others})
+            runs[whose].append(figures([*command, "--threads", str(threads), "--vectors", vectors], log))
     lengths = [min(len(line), MAX_RESIDUES) for line in few[1::2]]
     contenders = {
         whose: {

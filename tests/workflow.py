@@ -183,6 +183,13 @@ def script(name: str, *arguments: str | Path, cwd: Path, **options: Any) -> subp
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False, **options)
 
 
+def run_code(code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run Python code that imports the project in a process of its own."""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT / "scripts")}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
 def written_times(paths: Iterable[Path]) -> dict[Path, tuple[int, int]]:
     """What tells that a file was not written again: its inode and time."""
     return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from workflow import ENVIRONMENT, ROOT, error_line
+from workflow import ENVIRONMENT, ROOT, error_line, run_code
 
 
 @pytest.mark.parametrize(
@@ -104,9 +104,7 @@ command.run(query, command.parser(None))
 
 @pytest.mark.parametrize("code", [ENDED_AT_ONCE, *(DUCKDB.format(query=name) for name in ("read", "count"))])
 def test_a_command_says_in_a_line_that_a_signal_has_ended_it(code: str) -> None:
-    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT / "scripts")}
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    result = run_code(code)
     assert result.returncode == 75
     assert error_line(result).endswith("interrupted; what was committed is kept, run the same command again to go on")
     assert not result.stdout

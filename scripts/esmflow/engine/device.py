@@ -2,6 +2,7 @@
 
 import os
 import timeit
+from functools import cache
 
 import psutil
 import pynvml
@@ -64,6 +65,7 @@ def free_memory(device: torch.device) -> int:
     return int(psutil.virtual_memory().available)
 
 
+@cache
 def relative_rate(precision: str) -> float:
     """How fast the CPU multiplies matrices in a precision, as a share of how fast it does in float32."""
     generator = torch.Generator().manual_seed(0)

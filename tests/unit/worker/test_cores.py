@@ -1,14 +1,12 @@
 """The CPU cores that a process may use."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from esmflow.worker.cores import quotas
-from workflow import ENVIRONMENT, ROOT
+from workflow import run_code
 
 LIMITED = """
 import logging, os
@@ -22,9 +20,7 @@ print(before, usable_threads(8), usable_threads(1))
 
 
 def check_that_it_uses_one_thread_and_says_so(limit: str) -> None:
-    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT / "scripts")}
-    command = [sys.executable, "-c", LIMITED.format(limit=limit)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    result = run_code(LIMITED.format(limit=limit))
     assert result.stdout.split() == ["1", "1", "1"]
     assert result.stderr.splitlines() == ["8 threads were asked for, but this process may use only 1 of the CPU cores"]
 
@@ -101,9 +97,8 @@ print(*sorted(os.sched_getaffinity(0)))
 
 def placed(index: int, processes: int, threads: int, nodes: Path) -> tuple[set[int], str]:
     """The cores of a process after it was placed on one of these NUMA nodes, and what it says."""
-    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT / "scripts")}
-    command = [sys.executable, "-c", PLACED, *map(str, (index, processes, threads)), str(nodes)]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    result = run_code(PLACED, index, processes, threads, nodes)
+    assert result.returncode == 0, result.stderr
     return {int(core) for core in result.stdout.split()}, result.stderr
 
 
